@@ -1,0 +1,258 @@
+"""The one typed experiment configuration.
+
+A configuration is a YAML file plus ``key=value`` overrides. Every field has a default, a description (from which the
+reference page is made) and a type; unknown keys are refused with the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedvpa.errors import UserError
+
+CONTEXT_SIZES = (0, 1, 2, 4, 8, 16)
+SOURCES = ("synthetic", "hh-attributes", "hh-objectives", "hh-subsets", "ultrafeedback-p", "jsonl")
+METHODS = (
+    "fedvpa-gp",
+    "fedvpl",
+    "fedvpl+prior",
+    "fedvpl+ortho",
+    "fedbt",
+    "local",
+    "central-vpl",
+    "oracle",
+    "oracle-clients",
+)
+_SOURCE_KEYS = ("path", "subsets", "groups", "group_shares", "split")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Section):
+    name: Literal[SOURCES] = Field("synthetic", description="Where the preference pairs come from.")  # type: ignore[valid-type]
+    path: str | None = Field(
+        None,
+        description="A file or folder in the source's layout, or a dataset id on the Hub. Empty: the source's own "
+        "default (hh-*: $FEDVPA_HH_RLHF, then ./data/hh-rlhf, ../shared/data/hh-rlhf, then Anthropic/hh-rlhf on the Hub).",
+    )
+    subsets: tuple[str, ...] | None = Field(None, description="hh-*: subsets to read, such as helpful-base.")
+    groups: tuple[str, ...] | None = Field(None, description="Groups of users, by name; empty: the source's default.")
+    group_shares: tuple[float, ...] | None = Field(
+        None, description="Share of the clients in each group; empty: equal shares."
+    )
+    pairs_per_client: int = Field(16, ge=2, description="Training pairs that one client holds, at most.")
+    label_noise: float = Field(0.0, ge=0.0, lt=0.5, description="Probability that a training label is exchanged.")
+    on_invalid: Literal["error", "skip"] = Field("error", description="What an invalid row does; skipped rows are counted.")
+
+    @field_validator("group_shares")
+    @classmethod
+    def _shares(cls, v: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if v is not None and (any(s <= 0 for s in v) or abs(sum(v) - 1) > 1e-6):
+            raise ValueError("shares must be positive and sum to 1")
+        return v
+
+
+class BackboneConfig(_Section):
+    model: str = Field(
+        "smollm2-135m-instruct",
+        description="A causal LM: Hub id, local folder, or the embedded smollm2-135m-instruct.",
+    )
+    revision: str | None = Field(None, description="Hub revision (branch, tag or commit).")
+    layer: int | float = Field(
+        0.5, description="Layer whose output is used: an index (1 is the first block's output), or a share of the depth."
+    )
+    pooling: Literal["mean", "last"] = Field("mean", description="Pooling over the response's tokens.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="auto: bfloat16.")
+    max_tokens: int = Field(1024, ge=16, description="Longest prompt plus response; longer ones are cut from the left.")
+    batch_tokens: int = Field(4096, ge=64, description="Tokens in one batch, padding included.")
+    choice_logits: bool = Field(False, description="Compute the base choice logits l0 (Eq. 2); about three times the cost.")
+
+    @field_validator("layer")
+    @classmethod
+    def _layer(cls, v: int | float) -> int | float:
+        if (isinstance(v, float) and not 0 < v <= 1) or (isinstance(v, int) and v < 1):
+            raise ValueError("a share of the depth in (0, 1], or a layer index from 1")
+        return v
+
+
+class ModelConfig(_Section):
+    latent_dim: int = Field(32, ge=1, description="d, the dimension of the latent z.")
+    hidden_dim: int = Field(256, ge=1, description="h, the width of the feature map and of the difference embedding.")
+    encoder_dim: int = Field(128, ge=1, description="Hidden width of the variational encoder.")
+    pooling: Literal["poe", "mean", "attention"] = Field("poe", description="How a context's experts become q(z|C).")
+    odd_encoder: bool = Field(True, description="Experts odd in the label (ours); false: the plain network of VPL.")
+    residual: Literal["content", "bias"] = Field(
+        "content", description="content: <W z + w0, d> (ours); bias: the paper's residual on z alone."
+    )
+    max_log_var: float = Field(0.0, description="Cap of the posterior's log variance.")
+
+
+class MethodConfig(_Section):
+    name: Literal[METHODS] = Field("fedvpa-gp", description="The method.")  # type: ignore[valid-type]
+    beta: float = Field(0.01, ge=0, description="Weight of the KL to the prior.")
+    lambda_: float = Field(1.0, ge=0, description="Weight of the orthogonal loss (lambda in the paper).")
+    gamma: float = Field(0.1, ge=0, description="Weight of the prototypes' separation inside the orthogonal loss.")
+    tau: float = Field(1.0, gt=0, description="Temperature of the Gumbel-Softmax weights.")
+    samples: int = Field(4, ge=1, description="S, posterior samples per step.")
+    prototypes: int | None = Field(None, ge=1, description="M; empty: the number of groups where known, else 4.")
+    kappa: float = Field(5.0, gt=0, description="Row norm of the prototypes (the paper's scale s).")
+    prior_weights: Literal["gumbel", "uniform", "samples"] = Field("gumbel", description="Mixture weights (Eq. 8).")
+    kl: Literal["mc", "bound", "moment"] = Field("mc", description="Estimator of the KL to the mixture (Eq. 7).")
+    prior_floor: float = Field(0.5, ge=0, description="tau0^2, variance added to each prior component; 0 in the paper.")
+    prior_defensive: float = Field(0.05, ge=0, lt=1, description="Weight of the N(0, I) component; 0 in the paper.")
+    prior_start: float = Field(0.25, ge=0, le=1, description="Share of the rounds before the mixture prior begins.")
+    ortho: Literal["ours", "paper"] = Field("ours", description="Orthogonal loss: one-sided on the mean, or Eq. 9 as written.")
+    ortho_start: float = Field(0.25, ge=0, le=1, description="Share of the rounds before clustering and its loss begin.")
+    cluster_balance: Literal["equal", "bounded", "none"] = Field("bounded", description="Sizes of the clusters.")
+    mixture_loss: float = Field(1.0, ge=0, description="Weight of the mixture predictive on the query (ours); 0 in the paper.")
+
+
+class FederationConfig(_Section):
+    clients: int = Field(40, ge=1, description="Training clients (the seen users).")
+    unseen_clients: int = Field(40, ge=0, description="Users that never take part, for reporting.")
+    validation_clients: int = Field(20, ge=0, description="Users that never take part, for every choice.")
+    sampled_clients: int = Field(10, ge=1, description="Clients that take part in a round.")
+    context_pairs: int = Field(8, ge=1, description="Context pairs at training time (the largest size if varied) and in tables.")
+    rounds: int = Field(100, ge=1, description="Communication rounds.")
+    local_steps: int = Field(30, ge=1, description="Local optimiser steps per round.")
+    batch_pairs: int = Field(64, ge=2, description="Pairs of a client in one local step, context and query together.")
+    learning_rate: float = Field(1e-3, gt=0, description="Learning rate of the local AdamW.")
+    weight_decay: float = Field(0.1, ge=0, description="Weight decay of the local AdamW.")
+    server_optimizer: Literal["average", "momentum", "adam"] = Field("average", description="Server optimiser.")
+    server_learning_rate: float = Field(0.3, gt=0, description="Server learning rate; 1 with average is FedAvg.")
+    server_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum (momentum) or beta1 (adam).")
+    engine: Literal["vectorized", "loop"] = Field("vectorized", description="All sampled clients at once, or one after another.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where training runs.")
+    dtype: Literal["float32", "float64"] = Field("float32", description="Precision of training.")
+
+
+class EvaluationConfig(_Section):
+    context_sizes: tuple[int, ...] = Field(CONTEXT_SIZES, description="Context sizes; 0, 1, 2, 4, 8, 16 are always among them.")
+    protocol: Literal["honest", "pair-leak"] = Field(
+        "honest", description="honest: labels of a query never reach its latent; pair-leak reproduces the leaking protocol."
+    )
+    every: int = Field(10, ge=1, description="Rounds between two evaluations on validation clients.")
+    bootstrap: int = Field(2000, ge=100, description="Bootstrap resamples for intervals.")
+
+    @field_validator("context_sizes")
+    @classmethod
+    def _sizes(cls, v: tuple[int, ...]) -> tuple[int, ...]:
+        if any(c < 0 for c in v):
+            raise ValueError("context sizes are not negative")
+        return tuple(sorted({*v, *CONTEXT_SIZES}))
+
+
+class OutputConfig(_Section):
+    checkpoint_every: int = Field(25, ge=1, description="Rounds between two checkpoints.")
+    cache: str | None = Field(None, description="Cache folder; empty: $FEDVPA_CACHE or ~/.cache/fedvpa.")
+    tensorboard: bool = Field(True, description="Write TensorBoard events.")
+
+
+class ExperimentConfig(_Section):
+    """The whole configuration of one run (`fedvpa config FILE` prints it resolved)."""
+
+    seed: int = Field(0, ge=0, description="Everything random derives from it.")
+    data: DataConfig = DataConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    federation: FederationConfig = FederationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    output: OutputConfig = OutputConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExperimentConfig:
+        f = self.federation
+        if f.sampled_clients > f.clients:
+            raise ValueError(f"federation.sampled_clients ({f.sampled_clients}) exceeds federation.clients ({f.clients})")
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Reads a YAML file and applies ``key=value`` overrides.
+
+    If an override changes ``data.name``, the file's keys of the other source (path, subsets, groups, ...) are ignored.
+
+    Raises:
+        UserError: a missing or malformed file, an unknown key (with the nearest valid one) or a value out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError("no such configuration", "see the files in configs/", file=path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.safe_load(io.StringIO(text))
+    except UnicodeDecodeError:
+        raise UserError("not a text file", "give a YAML file", file=path) from None
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        line = None if mark is None else mark.line + 1
+        raise UserError(f"not valid YAML ({getattr(e, 'problem', e)})", file=path, line=line) from None
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise UserError("not a mapping of sections", "see the files in configs/", file=path)
+    try:
+        patch = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as e:
+        raise UserError(f"override not understood ({str(e).splitlines()[0]})", "write key=value") from None
+    assert isinstance(patch, dict)
+    for item in overrides:
+        if "=" not in item:
+            raise UserError(f"override {item!r} has no value", "write key=value", field=item)
+    data, new = tree.get("data") or {}, patch.get("data") or {}
+    if isinstance(data, dict) and isinstance(new, dict) and new.get("name", data.get("name")) != data.get("name"):
+        tree = {**tree, "data": {k: v for k, v in data.items() if k not in _SOURCE_KEYS}}
+    merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(tree), OmegaConf.create(patch)), resolve=True)
+    return parse_config(merged, file=path)
+
+
+def parse_config(tree: Any, file: str | Path | None = None) -> ExperimentConfig:
+    """Validates a nested mapping; see `load_config` for the errors."""
+    try:
+        return ExperimentConfig.model_validate(tree)
+    except ValidationError as e:
+        raise _explain(e, file) from None
+
+
+def valid_keys(section: type[BaseModel] = ExperimentConfig, prefix: str = "") -> list[str]:
+    """All dotted keys, for suggestions and the reference page."""
+    keys = []
+    for name, info in section.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += valid_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def _explain(e: ValidationError, file: str | Path | None) -> UserError:
+    first = e.errors()[0]
+    key = ".".join(str(p) for p in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, valid_keys(), n=1, cutoff=0.4)
+        remedy = f"did you mean {near[0]}?" if near else "see `fedvpa config --help`"
+        return UserError("unknown key", remedy, file=file, field=key)
+    if first["type"] == "literal_error":
+        options = [o.strip(" '") for o in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
+        near = difflib.get_close_matches(str(first["input"]), options, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return UserError(f"unknown value {first['input']!r}", f"{hint}choose from {', '.join(options)}", file=file, field=key)
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(first["input"], (dict, list)) or not key else f" (got {first['input']!r})"
+    return UserError(message[0].lower() + message[1:] + shown, file=file, field=key or None)

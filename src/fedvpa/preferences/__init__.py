@@ -1,0 +1,1 @@
+"""Preference pairs, users and clients: what enters the system, validated once at the border."""

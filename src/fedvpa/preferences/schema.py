@@ -1,0 +1,127 @@
+"""The types that preference data has inside the package.
+
+A *pair* is a prompt with two responses and carries no label: users who disagree label the same pair differently.
+A label is ``y = +1`` if the user prefers ``a`` and ``-1`` if the user prefers ``b`` (method.md, section 1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Split = Literal["train", "validation", "test"]
+POPULATIONS = ("seen", "validation", "unseen")
+
+
+class Message(NamedTuple):
+    """One turn of a dialogue: ``role`` is ``system``, ``user`` or ``assistant``."""
+
+    role: str
+    content: str
+
+
+Prompt = tuple[Message, ...]
+"""A dialogue that ends before the response. A plain-text prompt is one user turn."""
+
+
+def as_prompt(prompt: str | Sequence[Mapping[str, str]]) -> Prompt:
+    """Turns TRL's standard (text) or conversational (messages) prompt into a `Prompt`."""
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    return tuple(Message(m["role"], m["content"]) for m in prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt and two responses, without a label."""
+
+    prompt: Prompt
+    a: str
+    b: str
+
+    @property
+    def key(self) -> str:
+        """16 hex digits that depend on the texts only (sha256)."""
+        text = json.dumps([[list(m) for m in self.prompt], self.a, self.b], ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class LabelledPairs:
+    """One user's labels on pairs of a pool.
+
+    Attributes:
+        index: (n,) int64 rows in `FederatedPreferences.pairs`.
+        y: (n,) int8, +1 where the user prefers ``a`` and -1 where the user prefers ``b``.
+    """
+
+    index: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @staticmethod
+    def of(index: Iterable[int], y: Iterable[int]) -> LabelledPairs:
+        return LabelledPairs(
+            torch.tensor(list(index), dtype=torch.int64), torch.tensor(list(y), dtype=torch.int8)
+        )
+
+
+@dataclass(frozen=True)
+class Client:
+    """One user.
+
+    Attributes:
+        client_id: unique name.
+        group: index into `FederatedPreferences.groups`, or None where it is not known. Only the data generators,
+            the evaluation and the oracles may look at it.
+        train: the labelled pairs that training uses and that contexts are drawn from.
+        test: the labelled pairs that are predicted; their prompts occur in no client's ``train``.
+    """
+
+    client_id: str
+    group: int | None
+    train: LabelledPairs
+    test: LabelledPairs
+
+
+@dataclass(frozen=True)
+class FederatedPreferences:
+    """Everything that a run knows about preferences; the texts are needed by the backbone only.
+
+    Attributes:
+        pairs: the pool; all indices refer to it. No (prompt, a, b) occurs twice, in either order.
+        split: (pairs,) the split of each pair; a prompt lies in exactly one split.
+        groups: the groups' names, empty where they are not known.
+        opposite: per group the index of the group with the opposite wish; where there is none, the next group.
+        group_labels: (groups, pairs) int8 labels of a noise-free user of each group, 0 where that group has none
+            (a tie, or a row that the group does not label). The oracles train on it; conflicting pairs come from it.
+        clients: per population (`POPULATIONS`) its clients. ``seen`` take part in training, ``validation`` are for
+            choices, ``unseen`` for reporting; the latter two are never trained on.
+        switching: extra clients for a switching test (the same pairs with opposite labels), often empty.
+        counts: what was read, dropped and why, for the report.
+        notes: sentences that must be shown wherever a result of this data is shown.
+    """
+
+    pairs: tuple[Pair, ...]
+    split: tuple[Split, ...]
+    groups: tuple[str, ...]
+    opposite: tuple[int, ...]
+    group_labels: Tensor
+    clients: Mapping[str, tuple[Client, ...]]
+    switching: tuple[Client, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def conflicting(self) -> Tensor:
+        """(pairs,) bool: True where at least two groups label the pair and disagree."""
+        if not len(self.groups):
+            return torch.zeros(len(self.pairs), dtype=torch.bool)
+        return (self.group_labels == 1).any(0) & (self.group_labels == -1).any(0)
