@@ -125,6 +125,7 @@ class FederationConfig(_Section):
     sampled_clients: int = Field(10, ge=1, description="Clients that take part in a round.")
     context_pairs: int = Field(8, ge=1, description="Context pairs at training time (the largest size if varied) and in tables.")
     rounds: int = Field(100, ge=1, description="Communication rounds.")
+    vary_context: bool = Field(True, description="Context sizes in training vary from 1 to context_pairs (ours).")
     local_steps: int = Field(30, ge=1, description="Local optimiser steps per round.")
     batch_pairs: int = Field(64, ge=2, description="Pairs of a client in one local step, context and query together.")
     learning_rate: float = Field(1e-3, gt=0, description="Learning rate of the local AdamW.")

@@ -1,1 +1,1 @@
-
+"""Rounds: sampling, local training of many clients at once, aggregation, checkpoints."""

@@ -1,1 +1,1 @@
-
+"""Federated methods, one file each, on one interface of pure functions over explicit state."""

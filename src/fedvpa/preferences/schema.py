@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -37,6 +38,16 @@ def as_prompt(prompt: str | Sequence[Mapping[str, str]]) -> Prompt:
     return tuple(Message(m["role"], m["content"]) for m in prompt)
 
 
+def prompt_key(prompt: Prompt) -> str:
+    """What counts as one prompt when splits are made: the first user turn, lower-cased, non-word runs as one space.
+
+    Dialogues that begin alike lie in one split. Without a user turn it is the whole text.
+    """
+    turns = [m.content for m in prompt if m.role == "user"][:1] or [m.content for m in prompt]
+    text = "\n".join(turns)
+    return re.sub(r"\W+", " ", text.lower()).strip() or text
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """A prompt and two responses, without a label."""
@@ -48,8 +59,24 @@ class Pair:
     @property
     def key(self) -> str:
         """16 hex digits that depend on the texts only (sha256)."""
-        text = json.dumps([[list(m) for m in self.prompt], self.a, self.b], ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest(self.prompt, self.a, self.b)[:16]
+
+    @staticmethod
+    def canonical(prompt: Prompt, first: str, second: str) -> tuple[Pair, int]:
+        """The pair in the order that a hash of the texts decides, so that the order tells nothing about a label.
+
+        Returns:
+            The pair, and +1 if ``first`` is its ``a``, -1 if ``first`` is its ``b``: the label of whoever prefers
+            ``first``. Either order of the two responses gives the same pair.
+        """
+        if _digest(prompt, first) <= _digest(prompt, second):
+            return Pair(prompt, first, second), 1
+        return Pair(prompt, second, first), -1
+
+
+def _digest(prompt: Prompt, *responses: str) -> str:
+    text = json.dumps([[list(m) for m in prompt], *responses], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -69,9 +96,7 @@ class LabelledPairs:
 
     @staticmethod
     def of(index: Iterable[int], y: Iterable[int]) -> LabelledPairs:
-        return LabelledPairs(
-            torch.tensor(list(index), dtype=torch.int64), torch.tensor(list(y), dtype=torch.int8)
-        )
+        return LabelledPairs(torch.tensor(list(index), dtype=torch.int64), torch.tensor(list(y), dtype=torch.int8))
 
 
 @dataclass(frozen=True)
@@ -125,3 +150,24 @@ class FederatedPreferences:
         if not len(self.groups):
             return torch.zeros(len(self.pairs), dtype=torch.bool)
         return (self.group_labels == 1).any(0) & (self.group_labels == -1).any(0)
+
+
+@dataclass(frozen=True)
+class LabelledPool:
+    """What a source makes and `clients.partition` divides among clients: pairs with each group's labels.
+
+    Attributes:
+        pairs, split, groups, opposite, group_labels, counts, notes: as in `FederatedPreferences`; the order of ``a``
+            and ``b`` in a pair tells nothing about its label (`Pair.canonical`, or a random order).
+        switching_labels: (groups, pairs) int8 labels of the switching test, 0 where a pair has no part in it; None
+            where the source has no such test.
+    """
+
+    pairs: tuple[Pair, ...]
+    split: tuple[Split, ...]
+    groups: tuple[str, ...]
+    opposite: tuple[int, ...]
+    group_labels: Tensor
+    counts: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    switching_labels: Tensor | None = None

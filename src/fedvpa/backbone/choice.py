@@ -1,0 +1,72 @@
+"""Base choice logits: what the frozen model itself prefers (method.md, section 2; Eq. 2 of FedVPA-GP, arXiv 2605.30873)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedvpa.backbone.extract import Item
+from fedvpa.backbone.forward import FrozenLM, pool
+from fedvpa.backbone.tokens import Renderer, Text
+from fedvpa.errors import UserError
+from fedvpa.preferences.schema import Message, Prompt
+
+_NAMES = {"user": "Human", "assistant": "Assistant", "system": "System"}
+_HEAD = "Here is a dialogue, followed by two possible responses.\n\n{dialogue}"
+_TAIL = "\n\nResponse A: {a}\n\nResponse B: {b}\n\nWhich response is better? Answer with A or B."
+_HERE = "[[fedvpa:responses]]"
+
+
+@dataclass(frozen=True)
+class ChoiceExtractor:
+    """l(a, b) = logit("A") - logit("B") at the end of a choice prompt that shows a as A and b as B.
+
+    An `Item` holds both responses in the order shown; the two orders of a pair share the dialogue's part of the row.
+    """
+
+    load: Callable[[], FrozenLM]
+    max_tokens: int
+    base_identity: Mapping[str, Any]
+    label: str = "choice logits"
+    dim: int = 1
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {**self.base_identity, "kind": "choice", "template": [_HEAD, _TAIL]}
+
+    def texts(self, lm: FrozenLM, items: Sequence[Item]) -> list[Text]:
+        rendered = {p: _around(lm.renderer, p) for p in dict.fromkeys(i.prompt for i in items)}
+        heads = [rendered[i.prompt][0] for i in items]
+        tails = [_TAIL.format(a=i.responses[0], b=i.responses[1]) + rendered[i.prompt][1] for i in items]
+        return lm.renderer.tokenize(heads, tails, self.max_tokens)
+
+    @torch.inference_mode()
+    def vectors(self, lm: FrozenLM, hidden: Tensor, spans: Sequence[tuple[int, int, int, int]]) -> Tensor:
+        """(spans, 1) float32 logit differences at the last token of each span."""
+        assert lm.head is not None
+        logits = lm.head(pool(hidden, spans, "last").to(hidden.dtype)).float()
+        cap = getattr(lm.config, "final_logit_softcapping", None)
+        if cap is not None:
+            logits = cap * torch.tanh(logits / cap)
+        a, b = _answers(lm.renderer)
+        return (logits[:, a] - logits[:, b])[:, None]
+
+
+def _around(renderer: Renderer, prompt: Prompt) -> tuple[str, str]:
+    """The rendered choice prompt before and behind the two responses."""
+    dialogue = "\n\n".join(f"{_NAMES.get(m.role, m.role)}: {m.content}" for m in prompt)
+    question = renderer.prompt((Message("user", _HEAD.format(dialogue=dialogue) + _HERE),))
+    head, _, tail = question.rpartition(_HERE)
+    return head, tail
+
+
+def _answers(renderer: Renderer) -> tuple[int, int]:
+    """Token ids of the two answers."""
+    a, b = (ids[-1] for ids in renderer.ids([renderer.space + "A", renderer.space + "B"]))
+    if a == b:
+        raise UserError("the tokenizer has no tokens for A and B", "set it to false", field="backbone.choice_logits")
+    return a, b

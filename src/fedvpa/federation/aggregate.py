@@ -1,0 +1,75 @@
+"""From the clients' parameters to the next global parameters: weighted average and server optimiser."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedvpa.methods.base import Upload
+from fedvpa.variational.selector import Theta
+
+Kind = Literal["average", "momentum", "adam"]
+
+
+class ServerOptimizer(NamedTuple):
+    """A step on the pseudo-gradient -(mean of clients' changes) (Reddi et al. 2021, 2003.00295).
+
+    ``average`` with learning rate 1 is FedAvg; below 1 it moves the server only part of the way (ours: needed where
+    few of many clients are sampled).
+    """
+
+    kind: Kind
+    learning_rate: float
+    momentum: float = 0.9
+    second: float = 0.99
+    epsilon: float = 1e-3
+
+    def init(self, theta: Theta) -> Theta:
+        """The optimiser's state, named tensors."""
+        names = {"average": (), "momentum": ("m",), "adam": ("m", "v")}[self.kind]
+        return {f"{n}.{k}": torch.zeros_like(v) for n in names for k, v in theta.items()}
+
+    def step(self, theta: Theta, change: Theta, state: Theta) -> tuple[Theta, Theta]:
+        """New parameters and state from the mean change of the round's clients."""
+        new, kept = {}, dict(state)
+        for k, v in theta.items():
+            move = change[k]
+            if self.kind != "average":
+                kept[f"m.{k}"] = self.momentum * state[f"m.{k}"] + (1 - self.momentum) * move
+                move = kept[f"m.{k}"]
+            if self.kind == "adam":
+                kept[f"v.{k}"] = self.second * state[f"v.{k}"] + (1 - self.second) * change[k] ** 2
+                move = move / (kept[f"v.{k}"].sqrt() + self.epsilon)
+            new[k] = v + self.learning_rate * move
+        return new, kept
+
+
+def weighted_change(theta: Theta, upload: Upload) -> Theta:
+    """Mean over the clients of theta_i - theta, weighted by their numbers of examples.
+
+    `upload` is in the order of the clients' ids (`concatenate`), so the sums do not depend on who finished first or on
+    how clients were grouped into stacks.
+    """
+    weight = upload.counts.to(next(iter(theta.values())).dtype)
+    weight = weight / weight.sum()
+    return {k: torch.tensordot(weight, upload.theta[k], dims=1) - v for k, v in theta.items()}
+
+
+def concatenate(uploads: list[Upload]) -> Upload:
+    """One upload of all clients, in the order of their ids."""
+    ids = torch.cat([u.ids for u in uploads])
+    order = ids.argsort()
+
+    def cat(parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts)[order]
+
+    return Upload(
+        ids[order],
+        {k: cat([u.theta[k] for u in uploads]) for k in uploads[0].theta},
+        cat([u.means for u in uploads]),
+        cat([u.variances for u in uploads]),
+        cat([u.counts for u in uploads]),
+        {k: cat([u.metrics[k] for u in uploads]) for k in uploads[0].metrics},
+    )

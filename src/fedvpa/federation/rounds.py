@@ -1,0 +1,200 @@
+"""The loop over rounds, for any `Method`, with the sampled clients as one stack or one after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedvpa.config import ExperimentConfig
+from fedvpa.federation.aggregate import ServerOptimizer, concatenate, weighted_change
+from fedvpa.methods.base import (
+    ClientBatch,
+    LocalNoise,
+    Method,
+    Pool,
+    Private,
+    ServerState,
+    Upload,
+    draw_noise,
+)
+from fedvpa.preferences.schema import Client
+from fedvpa.preferences.seeding import generator
+from fedvpa.variational.selector import Theta
+
+STACK_BYTES = 48 * 2**20
+"""Clients train in stacks whose parameters, gradients and moments stay about this small, to remain in cache."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Everything that a checkpoint holds: the server's state, its optimiser's, and the clients' private rows."""
+
+    server: ServerState
+    optimizer: Theta
+    private: Private
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What a round cost and what the clients reported, for callbacks.
+
+    Attributes:
+        round: rounds completed, from 1.
+        metrics: mean over the round's clients of each uploaded scalar.
+        bytes_up, bytes_down: per client; seconds: wall time of the round.
+    """
+
+    round: int
+    metrics: dict[str, float]
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+
+
+Callback = Callable[[RoundReport, TrainingState], None]
+
+
+class ClientData:
+    """The training clients' pairs as padded index tensors over the pool, sliced per round without touching text."""
+
+    def __init__(self, pool: Pool, clients: Sequence[Client]) -> None:
+        self.pool = pool
+        self.counts = torch.tensor([len(c.train) for c in clients])
+        width = int(self.counts.max())
+        self.index = torch.zeros(len(clients), width, dtype=torch.int64)
+        self.y = torch.zeros(len(clients), width, dtype=pool.x.dtype)
+        for i, c in enumerate(clients):
+            self.index[i, : len(c.train)] = c.train.index
+            self.y[i, : len(c.train)] = c.train.y.to(self.y.dtype)
+        self.device = pool.x.device
+        self.index, self.y = self.index.to(self.device), self.y.to(self.device)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def batch(self, ids: Tensor) -> ClientBatch:
+        """The pairs of the clients `ids` (K,), padded to the longest among them."""
+        width = int(self.counts[ids].max())
+        x, base = self.pool.rows(self.index[ids, :width])
+        mask = torch.arange(width) < self.counts[ids].unsqueeze(-1)
+        return ClientBatch(ids.to(self.device), x, base, self.y[ids, :width], mask.to(self.device))
+
+
+def sample_clients(config: ExperimentConfig, total: int, round: int) -> Tensor:
+    """(sampled,) distinct clients of a round, sorted, from (seed, round)."""
+    order = torch.randperm(total, generator=generator(config.seed, "sample", round))
+    return order[: min(config.federation.sampled_clients, total)].sort().values
+
+
+def round_noise(method: Method, config: ExperimentConfig, data: ClientData, ids: Tensor, round: int) -> LocalNoise:
+    """The stacked noise of clients `ids`, each drawn from (seed, round, client)."""
+    spec, width = method.noise_spec(), int(data.counts[ids].max())
+    each = [
+        draw_noise(spec, int(data.counts[i]), width, generator(config.seed, "local", round, int(i))) for i in ids
+    ]
+    dtype = data.pool.x.dtype
+    stacked = LocalNoise(*(torch.cat(parts) for parts in zip(*each, strict=True)))
+    stacked = stacked._replace(normal=stacked.normal.to(dtype), gumbel=stacked.gumbel.to(dtype))
+    return LocalNoise(*(t.to(data.device) for t in stacked))
+
+
+def stack_size(theta: Theta, engine: str, joint: bool) -> int:
+    """Clients in one stack: one in the loop, all for a method that trains jointly, else what fits `STACK_BYTES`."""
+    if joint:
+        return 2**31
+    if engine == "loop":
+        return 1
+    size = 4 * sum(t.numel() * t.element_size() for t in theta.values())
+    return max(1, STACK_BYTES // size)
+
+
+def run_clients(
+    method: Method, config: ExperimentConfig, data: ClientData, state: TrainingState, ids: Tensor
+) -> tuple[Upload, Private]:
+    """Local training of the clients `ids` (K,), in stacks. Returns their uploads and private rows, by id."""
+    download = method.broadcast(state.server)
+    size = stack_size(state.server.theta, config.federation.engine, getattr(method, "joint", False))
+    # Clients of similar size share a stack, so that little is padding; the order of processing has no effect.
+    order = ids[data.counts[ids].argsort(stable=True)]
+    uploads, private = [], dict(state.private)
+    for part in order.split(size):
+        part = part.sort().values
+        noise = round_noise(method, config, data, part, state.server.round)
+        mine = {k: v[part] for k, v in state.private.items()}
+        upload, rows = method.client_update(download, mine, data.batch(part), noise)
+        uploads.append(upload)
+        for k, v in rows.items():
+            private[k] = private[k].index_copy(0, part.to(v.device), v)
+    return concatenate(uploads), private
+
+
+def server_optimizer(config: ExperimentConfig, method: Method) -> ServerOptimizer:
+    f = config.federation
+    rate = f.server_learning_rate if method.federated else 1.0
+    return ServerOptimizer(f.server_optimizer if method.federated else "average", rate, f.server_momentum)
+
+
+def start(method: Method, config: ExperimentConfig, clients: int) -> TrainingState:
+    """The state before the first round, from the configuration's seed."""
+    server = method.init_server(generator(config.seed, "init"))
+    return TrainingState(server, server_optimizer(config, method).init(server.theta), method.init_client(clients))
+
+
+def one_round(
+    method: Method, config: ExperimentConfig, data: ClientData, state: TrainingState
+) -> tuple[TrainingState, RoundReport]:
+    """Sample, train locally, aggregate, update the server."""
+    began = time.perf_counter()
+    round = state.server.round
+    ids = sample_clients(config, len(data), round)
+    upload, private = run_clients(method, config, data, state, ids)
+    optimizer = server_optimizer(config, method)
+    theta, moments = optimizer.step(state.server.theta, weighted_change(state.server.theta, upload), state.optimizer)
+    down = method.download_bytes(method.broadcast(state.server))
+    server = method.server_update(state.server, upload, theta, generator(config.seed, "server", round))
+    report = RoundReport(
+        server.round,
+        {k: float(v.double().mean()) for k, v in upload.metrics.items()},
+        upload.bytes_per_client() if method.federated else 0,
+        down if method.federated else 0,
+        time.perf_counter() - began,
+    )
+    return TrainingState(server, moments, private), report
+
+
+def train(
+    method: Method,
+    config: ExperimentConfig,
+    data: ClientData,
+    state: TrainingState | None = None,
+    callback: Callback | None = None,
+) -> TrainingState:
+    """Runs the rounds that are left, calling `callback` after each.
+
+    Args:
+        state: where to go on (a checkpoint); None starts afresh.
+    """
+    state = state or start(method, config, len(data))
+    while state.server.round < config.federation.rounds:
+        state, report = one_round(method, config, data, state)
+        if callback is not None:
+            callback(report, state)
+    return state
+
+
+def to_device(state: Any, device: torch.device) -> Any:
+    """A copy of a dataclass of tensors (and dicts of tensors) on `device`."""
+    moved = {}
+    for name, value in vars(state).items():
+        if isinstance(value, Tensor):
+            moved[name] = value.to(device)
+        elif isinstance(value, dict):
+            moved[name] = {k: v.to(device) for k, v in value.items()}
+        elif hasattr(value, "__dataclass_fields__"):
+            moved[name] = to_device(value, device)
+    return replace(state, **moved)

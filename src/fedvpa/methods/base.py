@@ -1,0 +1,318 @@
+"""The interface of a method, and the data that flows through it.
+
+A method is a handful of functions over explicit state, so that the same functions run in the vectorised engine, in the
+one-client-at-a-time loop and in a unit test. All tensors of a round carry a leading *client* dimension: K clients train
+as one stack, and K = 1 is the case of a single client. One round is::
+
+    state = method.init_server(generator)
+    private = method.init_client(count)                              # (clients, ...) rows that never leave a client
+    download = method.broadcast(state)                               # what every client receives
+    upload, rows = method.client_update(download, rows, batch, noise)  # what the sampled clients send back
+    theta = average(upload)                                          # the engine's: weighting, server optimiser
+    state = method.server_update(state, upload, theta, generator)
+    predictor = method.predictor(state, pool)                        # evaluation
+
+After FedJAX's ``FederatedAlgorithm`` in spirit: server and client state are data, never hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fedvpa.config import ExperimentConfig
+from fedvpa.variational.inference import Particles
+from fedvpa.variational.selector import Theta
+
+SUBSETS = 16
+"""R, the random contexts over which a client's posterior statistics are taken (method.md, section 6)."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All pairs of a run as standardised features.
+
+    Attributes:
+        x: (pairs, 2, D): features of a and of b.
+        base_logit: (pairs,) l0, or None.
+    """
+
+    x: Tensor
+    base_logit: Tensor | None
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features (..., 2 * n, D), responses a first, and l0 (..., n) of the pairs `index` (..., n)."""
+        x = self.x[index].transpose(-3, -2).flatten(-3, -2)
+        return x, None if self.base_logit is None else self.base_logit[index]
+
+
+class Context(NamedTuple):
+    """Labelled pairs from which users are inferred, padded.
+
+    Attributes:
+        index: (users, c) rows of the pool; y: (users, c) labels +1/-1; mask: (users, c) True where real.
+    """
+
+    index: Tensor
+    y: Tensor
+    mask: Tensor
+
+
+class ClientBatch(NamedTuple):
+    """The training pairs of K clients, padded to the longest.
+
+    Attributes:
+        ids: (K,) int64 positions among the training clients.
+        x: (K, 2 * pairs, D) features, responses a first.
+        base_logit: (K, pairs) or None.
+        y: (K, pairs) labels, 0 in the padding.
+        mask: (K, pairs) True where real.
+    """
+
+    ids: Tensor
+    x: Tensor
+    base_logit: Tensor | None
+    y: Tensor
+    mask: Tensor
+
+    @property
+    def counts(self) -> Tensor:
+        """(K,) numbers of examples."""
+        return self.mask.sum(-1)
+
+    def take(self, pairs: Tensor) -> ClientBatch:
+        """The pairs at positions `pairs` (K, n) of each client."""
+        n, width = self.y.shape[1], self.x.shape[-1]
+        both = torch.cat([pairs, pairs + n], 1)
+        return ClientBatch(
+            self.ids,
+            self.x.gather(1, both.unsqueeze(-1).expand(-1, -1, width)),
+            None if self.base_logit is None else self.base_logit.gather(1, pairs),
+            self.y.gather(1, pairs),
+            self.mask.gather(1, pairs),
+        )
+
+
+class LocalNoise(NamedTuple):
+    """Everything random that K clients use in one round, drawn per client from (seed, round, client).
+
+    Attributes:
+        rank: (K, steps, pairs) int64 random order of each client's pairs per step; padding comes last.
+        context_size: (K, steps) int64 number of context pairs per step.
+        normal: (K, steps, samples, dim) for the reparameterised samples.
+        gumbel: (K, steps, peers) for the prior's weights.
+        subset: (K, R, pairs) bool random contexts for the posterior statistics.
+    """
+
+    rank: Tensor
+    context_size: Tensor
+    normal: Tensor
+    gumbel: Tensor
+    subset: Tensor
+
+
+@dataclass(frozen=True)
+class NoiseSpec:
+    """Which noise a method needs: sizes for `draw_noise`."""
+
+    steps: int
+    context_pairs: int
+    vary_context: bool
+    samples: int
+    dim: int
+    peers: int
+
+
+def draw_noise(spec: NoiseSpec, pairs: int, padded: int, generator: torch.Generator) -> LocalNoise:
+    """The noise of one client (K = 1) that holds `pairs` pairs, padded to `padded`."""
+
+    def ranks(rows: int) -> Tensor:
+        keys = torch.rand(rows, pairs, generator=generator).argsort(-1)
+        rest = torch.arange(pairs, padded).expand(rows, -1)
+        return torch.cat([keys, rest], -1).unsqueeze(0)
+
+    def sizes(rows: int) -> Tensor:
+        most = max(1, min(spec.context_pairs, pairs - 1))
+        if not spec.vary_context:
+            return torch.full((1, rows), most)
+        return torch.randint(1, most + 1, (1, rows), generator=generator)
+
+    rank, size = ranks(spec.steps), sizes(spec.steps)
+    normal = torch.randn(1, spec.steps, spec.samples, spec.dim, generator=generator)
+    uniform = torch.rand(1, spec.steps, spec.peers, generator=generator)
+    gumbel = -(-uniform.clamp(min=1e-10).log()).log()
+    subset = ranks(SUBSETS) < sizes(SUBSETS).unsqueeze(-1)
+    return LocalNoise(rank, size, normal, gumbel, subset)
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """All that the server knows; tensors and plain values only.
+
+    Attributes:
+        round: rounds completed.
+        theta: global parameters.
+        means, variances: (clients, dim) the posteriors that clients uploaded last; counts: (clients,) their numbers
+            of examples, 0 where nothing was uploaded yet.
+        labels: (clients,) int64 cluster of each client, -1 where unknown.
+        centroids, spread: (M, dim) mean of each cluster's posterior means, and the variance of its equal mixture.
+        shares: (M,) share of the clients in each cluster.
+        clustered: whether clusters (and prototypes, where the method has them) are in use.
+        extra: further tensors of a method.
+    """
+
+    round: int
+    theta: Theta
+    means: Tensor
+    variances: Tensor
+    counts: Tensor
+    labels: Tensor
+    centroids: Tensor
+    spread: Tensor
+    shares: Tensor
+    clustered: bool = False
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def advance(self, **changes: Any) -> ServerState:
+        return replace(self, round=self.round + 1, **changes)
+
+
+@dataclass(frozen=True)
+class Download:
+    """What a client receives in a round.
+
+    Attributes:
+        round: the round that begins, from 0.
+        theta: global parameters, without a client dimension.
+        means, variances: (clients, dim) and counts (clients,): the prior's components; counts 0 where absent.
+        labels: (clients,) int64; a client reads its own entry only.
+        shares: (M,) of the clusters.
+        prior_active, ortho_active: whether the mixture prior and the clusters' losses are switched on.
+    """
+
+    round: int
+    theta: Theta
+    means: Tensor
+    variances: Tensor
+    counts: Tensor
+    labels: Tensor
+    shares: Tensor
+    prior_active: bool
+    ortho_active: bool
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What K clients send back, and nothing else.
+
+    Attributes:
+        ids: (K,) clients.
+        theta: trained parameters, (K, ...) each.
+        means, variances: (K, dim) posterior statistics mubar, sbar^2 under the *received* theta; (K, 0) without z.
+        counts: (K,) numbers of examples.
+        metrics: a fixed set of scalars per client, (K,) each.
+    """
+
+    ids: Tensor
+    theta: Theta
+    means: Tensor
+    variances: Tensor
+    counts: Tensor
+    metrics: Mapping[str, Tensor]
+
+    def bytes_per_client(self) -> int:
+        """Bytes that one client sends: parameters, posterior, example count (8) and metrics (4 each)."""
+        tensors = [*self.theta.values(), self.means, self.variances]
+        return sum(t[0].numel() * t.element_size() for t in tensors) + 8 + 4 * len(self.metrics)
+
+
+Private = dict[str, Tensor]
+"""State that never leaves a client, (K, ...) per entry."""
+
+
+class Predictor(Protocol):
+    """A trained model seen from the evaluation. Inferred users are opaque to the caller, but for `rows`."""
+
+    inferences: tuple[str, ...]
+
+    def infer(self, context: Context, inference: str, groups: Tensor) -> Any:
+        """Users from their contexts; `groups` (users,) is for oracles only."""
+        ...
+
+    def predict(self, users: Any, index: Tensor) -> Tensor:
+        """p(a > b) (users, n) of the pairs `index` (users, n)."""
+        ...
+
+    def rows(self, users: Any, order: Tensor) -> Any:
+        """The inferred users at positions `order`, for prediction with somebody else's latent."""
+        ...
+
+
+class Method(Protocol):
+    """See the module's docstring for how the functions follow one another."""
+
+    name: str
+    federated: bool
+    latent: bool
+
+    def init_server(self, generator: torch.Generator) -> ServerState: ...
+
+    def init_client(self, count: int) -> Private: ...
+
+    def noise_spec(self) -> NoiseSpec: ...
+
+    def broadcast(self, state: ServerState) -> Download: ...
+
+    def client_update(
+        self, download: Download, private: Private, batch: ClientBatch, noise: LocalNoise
+    ) -> tuple[Upload, Private]: ...
+
+    def server_update(
+        self, state: ServerState, upload: Upload, theta: Theta, generator: torch.Generator
+    ) -> ServerState: ...
+
+    def download_bytes(self, download: Download) -> int: ...
+
+    def predictor(self, state: ServerState, pool: Pool) -> Predictor: ...
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method is built from: the configuration and the sizes that the data determine."""
+
+    config: ExperimentConfig
+    features: int
+    clients: int
+    clusters: int
+    dtype: torch.dtype = torch.float32
+
+
+def select(users: Particles, order: Tensor) -> Particles:
+    """Particles of the users at positions `order`."""
+    return Particles(users.z[order], users.log_weights[order])
+
+
+def log_counts(counts: Tensor, dtype: torch.dtype) -> Tensor:
+    """log n_j, 0 for absent peers (which a mask excludes)."""
+    return counts.clamp(min=1).to(dtype).log()
+
+
+def local_optimizer(theta: Theta, config: ExperimentConfig, private: Private | None = None) -> torch.optim.Optimizer:
+    """Fused AdamW on stacked parameters: decay on matrices only, none on biases, prototypes, scalars, private state."""
+    f = config.federation
+    decayed = [p for name, p in theta.items() if name.endswith("weight")]
+    plain = [p for name, p in theta.items() if not name.endswith("weight")]
+    groups = [
+        {"params": decayed, "weight_decay": f.weight_decay},
+        {"params": plain + list((private or {}).values()), "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=f.learning_rate, fused=True)
+
+
+def stack_theta(theta: Theta, clients: int) -> Theta:
+    """A trainable copy of the global parameters for each of `clients` clients."""
+    return {k: v.expand(clients, *v.shape).clone().requires_grad_(True) for k, v in theta.items()}

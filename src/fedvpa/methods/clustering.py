@@ -1,0 +1,112 @@
+"""Clusters of users from their posterior means: balanced k-means, matched to the clusters of the round before."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import kmeans_plusplus
+from torch import Tensor
+
+Balance = Literal["equal", "bounded", "none"]
+
+
+class Clusters(NamedTuple):
+    """Labels (users,) int64 and centroids (M, dim)."""
+
+    labels: Tensor
+    centroids: Tensor
+
+
+def size_bounds(users: int, clusters: int, balance: Balance) -> tuple[int, int]:
+    """Smallest and largest size of a cluster: `equal` is the paper's, `bounded` 0.25 to 2.5 times the even share."""
+    share = users / clusters
+    if balance == "equal":
+        return int(np.floor(share)), int(np.ceil(share))
+    if balance == "bounded":
+        return int(np.floor(0.25 * share)), int(np.ceil(2.5 * share))
+    return 0, users
+
+
+def assign(distance: np.ndarray, low: int, high: int) -> np.ndarray:
+    """The cheapest assignment of users to clusters whose sizes lie in [low, high].
+
+    Args:
+        distance: (users, clusters) costs.
+
+    Returns:
+        (users,) clusters. Solved as an assignment to `high` slots per cluster, of which the first `low` carry a bonus
+        larger than any cost, so that all of them are filled.
+    """
+    nearest = distance.argmin(1)
+    sizes = np.bincount(nearest, minlength=distance.shape[1])
+    if sizes.min() >= low and sizes.max() <= high:
+        return nearest
+    slots = np.repeat(distance, high, axis=1)
+    bonus = np.tile(np.arange(high) < low, distance.shape[1])
+    slots[:, bonus] -= (distance.max() + 1) * (len(distance) + 1)
+    _, column = linear_sum_assignment(slots)
+    return column // high
+
+
+def _lloyd(x: np.ndarray, centroids: np.ndarray, low: int, high: int, steps: int) -> tuple[np.ndarray, np.ndarray, float]:
+    labels = np.full(len(x), -1)
+    for _ in range(steps):
+        distance = ((x[:, None] - centroids[None]) ** 2).sum(-1)
+        new = assign(distance, low, high)
+        if (new == labels).all():
+            break
+        labels = new
+        for k in range(len(centroids)):
+            if (labels == k).any():
+                centroids[k] = x[labels == k].mean(0)
+    inertia = float(((x - centroids[labels]) ** 2).sum())
+    return labels, centroids, inertia
+
+
+def balanced_kmeans(
+    means: Tensor,
+    clusters: int,
+    balance: Balance,
+    generator: torch.Generator,
+    start: Tensor | None = None,
+    restarts: int = 4,
+    steps: int = 50,
+) -> Clusters:
+    """k-means with bounded cluster sizes; the best of `restarts` k-means++ starts and, if given, of `start`.
+
+    Args:
+        means: (users, dim), users >= clusters.
+        start: (clusters, dim) centroids of the round before.
+    """
+    x = means.double().cpu().numpy()
+    low, high = size_bounds(len(x), clusters, balance)
+    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    starts = [] if start is None else [start.double().cpu().numpy().copy()]
+    starts += [kmeans_plusplus(x, clusters, random_state=seed + r)[0].copy() for r in range(restarts)]
+    labels, centroids, _ = min((_lloyd(x, s, low, high, steps) for s in starts), key=lambda run: run[2])
+    return Clusters(torch.from_numpy(labels), torch.from_numpy(centroids).to(means.dtype))
+
+
+def match(centroids: Tensor, anchors: Tensor) -> Tensor:
+    """Which cluster belongs to which anchor (Hungarian assignment on squared distance).
+
+    Args:
+        centroids, anchors: (M, dim)
+
+    Returns:
+        (M,) int64: entry k is the anchor (prototype) of cluster k.
+    """
+    distance = torch.cdist(centroids.double(), anchors.double()).square().cpu().numpy()
+    _, column = linear_sum_assignment(distance)
+    return torch.from_numpy(column)
+
+
+def relabel(clusters: Clusters, anchors: Tensor) -> Clusters:
+    """The same clusters numbered like their anchors, so that an index keeps its meaning over rounds."""
+    to = match(clusters.centroids, anchors)
+    centroids = torch.empty_like(clusters.centroids)
+    centroids[to] = clusters.centroids
+    return Clusters(to[clusters.labels], centroids)

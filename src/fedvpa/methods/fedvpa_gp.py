@@ -1,0 +1,329 @@
+"""FedVPA-GP: federated variational preference alignment with a Gumbel-Softmax prior (Koo et al. 2026, 2605.30873).
+
+What leaves a client is in `Upload`. The numbers of sections and equations refer to method.md and the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedvpa.methods.base import (
+    ClientBatch,
+    Context,
+    Download,
+    LocalNoise,
+    NoiseSpec,
+    Pool,
+    Private,
+    ServerState,
+    Setup,
+    Upload,
+    local_optimizer,
+    log_counts,
+    select,
+    stack_theta,
+)
+from fedvpa.methods.clustering import balanced_kmeans, relabel
+from fedvpa.variational import encoder, gaussian, inference, objective, prior, prototypes
+from fedvpa.variational.gaussian import Gaussian
+from fedvpa.variational.inference import INFERENCES, Particles
+from fedvpa.variational.objective import Terms
+from fedvpa.variational.selector import Sizes, Theta, difference, init_theta, score
+
+
+class FedVPAGP:
+    """The full method; `fedvpl` and the two halves are this class with parts switched off.
+
+    Args:
+        setup: configuration and sizes; `setup.clusters` is M.
+    """
+
+    name: ClassVar[str] = "fedvpa-gp"
+    federated: ClassVar[bool] = True
+    latent: ClassVar[bool] = True
+    use_prior: ClassVar[bool] = True
+    use_ortho: ClassVar[bool] = True
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.config = setup, setup.config
+        self.m, self.f = setup.config.method, setup.config.federation
+        model = setup.config.model
+        self.sizes = Sizes(
+            features=setup.features,
+            hidden=model.hidden_dim,
+            latent=model.latent_dim,
+            encoder=model.encoder_dim,
+            prototypes=setup.clusters if self.use_ortho else 0,
+            residual=model.residual,
+            attention=model.pooling == "attention",
+            kappa=self.m.kappa,
+        )
+
+    # Server --------------------------------------------------------------------------------------------------------
+
+    def init_server(self, generator: torch.Generator) -> ServerState:
+        n, d, m, dtype = self.setup.clients, self.sizes.latent, self.setup.clusters, self.setup.dtype
+        theta = {k: v.to(dtype) for k, v in init_theta(self.sizes, generator).items()}
+        return ServerState(
+            round=0,
+            theta=theta,
+            means=torch.zeros(n, d, dtype=dtype),
+            variances=torch.ones(n, d, dtype=dtype),
+            counts=torch.zeros(n, dtype=torch.int64),
+            labels=torch.full((n,), -1),
+            centroids=torch.zeros(m, d, dtype=dtype),
+            spread=torch.ones(m, d, dtype=dtype),
+            shares=torch.full((m,), 1 / m, dtype=dtype),
+        )
+
+    def broadcast(self, state: ServerState) -> Download:
+        return Download(
+            round=state.round,
+            theta=state.theta,
+            means=state.means,
+            variances=state.variances,
+            counts=state.counts,
+            labels=state.labels,
+            shares=state.shares,
+            prior_active=self.use_prior and state.round >= self.m.prior_start * self.f.rounds,
+            ortho_active=self.use_ortho and state.clustered,
+        )
+
+    def download_bytes(self, download: Download) -> int:
+        """Bytes that one client receives: parameters, and the parts of the download that the method uses."""
+        size = sum(t.numel() * t.element_size() for t in download.theta.values())
+        if download.prior_active:
+            known = int((download.counts > 0).sum())
+            size += known * (2 * self.sizes.latent * download.means.element_size() + 8)
+        return size + (8 + 4 * len(download.shares) if self.use_ortho else 0)
+
+    def server_update(self, state: ServerState, upload: Upload, theta: Theta, generator: torch.Generator) -> ServerState:
+        """Stores the posteriors, takes the averaged theta, clusters the users and matches clusters to prototypes."""
+        means, variances, counts = state.means.clone(), state.variances.clone(), state.counts.clone()
+        means[upload.ids], variances[upload.ids] = upload.means, upload.variances
+        counts[upload.ids] = upload.counts
+        known, m = counts > 0, self.setup.clusters
+        begin = state.round + 1 >= self.m.ortho_start * self.f.rounds
+        if not begin or int(known.sum()) < m:
+            return state.advance(theta=theta, means=means, variances=variances, counts=counts)
+
+        first = not state.clustered
+        found = balanced_kmeans(
+            means[known], m, self.m.cluster_balance, generator, None if first else state.centroids, 10 if first else 1
+        )
+        if not first:
+            found = relabel(found, theta["prototypes"] if self.use_ortho else state.centroids)
+        if first and self.use_ortho and self.m.ortho == "ours":
+            theta = {**theta, "prototypes": prototypes.prototypes_from_centroids(found.centroids, self.m.kappa)}
+        elif first and self.use_ortho:
+            found = relabel(found, theta["prototypes"])
+        labels = torch.full_like(state.labels, -1)
+        labels[known] = found.labels
+        member = torch.nn.functional.one_hot(found.labels, m).to(means.dtype)
+        sizes = member.sum(0)
+        within = variances[known] + (means[known] - found.centroids[found.labels]) ** 2
+        return state.advance(
+            theta=theta,
+            means=means,
+            variances=variances,
+            counts=counts,
+            labels=labels,
+            centroids=found.centroids,
+            spread=(member.T @ within) / sizes.clamp(min=1).unsqueeze(-1),
+            # An empty cluster keeps the weight of half a user: it stays possible, but improbable.
+            shares=sizes.clamp(min=0.5) / sizes.clamp(min=0.5).sum(),
+            clustered=True,
+        )
+
+    # Client --------------------------------------------------------------------------------------------------------
+
+    def init_client(self, count: int) -> Private:
+        """log pi, zero at the start (Eq. 8)."""
+        return {"log_pi": torch.zeros(count, self.setup.clients, dtype=self.setup.dtype)} if self.use_prior else {}
+
+    def noise_spec(self) -> NoiseSpec:
+        f = self.f
+        return NoiseSpec(
+            f.local_steps, f.context_pairs, f.vary_context, self.m.samples, self.sizes.latent, self.setup.clients
+        )
+
+    def posterior(self, theta: Mapping[str, Tensor], d: Tensor, y: Tensor, context: Tensor) -> Gaussian:
+        """q(z | C) from difference embeddings d (..., n, h), labels y (..., n) and the context's mask (..., n)."""
+        model = self.config.model
+        x = encoder.experts(theta, y.unsqueeze(-1) * d, model.odd_encoder)
+        return encoder.pool(x, context, model.pooling, model.max_log_var)
+
+    def statistics(self, theta: Theta, batch: ClientBatch, subset: Tensor) -> tuple[Tensor, Tensor]:
+        """mubar and sbar^2 (K, dim) over random contexts, under the received theta (section 6)."""
+        model = self.config.model
+        d = difference(theta, batch.x)
+        x = encoder.experts(theta, batch.y.unsqueeze(-1) * d, model.odd_encoder)
+        each = encoder.Experts(*(t.unsqueeze(1) for t in x))
+        q = encoder.pool(each, subset & batch.mask.unsqueeze(1), model.pooling, model.max_log_var)
+        return gaussian.total_variance(q)
+
+    def terms(
+        self,
+        theta: Theta,
+        private: Private,
+        batch: ClientBatch,
+        context: Tensor,
+        normal: Tensor,
+        gumbel: Tensor | None,
+        download: Download,
+    ) -> tuple[Terms, dict[str, Tensor]]:
+        """The parts of Eq. 10 for a stack of clients.
+
+        Args:
+            theta: (K, ...) each; private: ``log_pi`` (K, clients).
+            context: (K, pairs) True for context pairs; every other real pair is a query.
+            normal: (K, samples, dim); gumbel: (K, clients) or None.
+
+        Returns:
+            The terms (K,) each, and diagnostics (K,) each.
+        """
+        m = self.m
+        query = batch.mask & ~context
+        d = difference(theta, batch.x)
+        q = self.posterior(theta, d, batch.y, context)
+        z = gaussian.sample(q, normal)
+        fit = objective.reconstruction(score(theta, d, z, batch.base_logit), batch.y, query)
+        zero = torch.zeros_like(fit)
+        notes = {"mean_norm": q.mean.detach().norm(dim=-1), "effective_components": zero}
+
+        if download.prior_active:
+            mixture, log_w = self.prior(private["log_pi"], batch.ids, gumbel, download)
+            divergence = prior.kl_to_mixture(q, z, mixture, m.kl)
+            w = log_w.detach().exp()
+            notes["effective_components"] = torch.special.entr(w).sum(-1).exp()
+        else:
+            divergence = gaussian.kl(q, gaussian.standard(q.mean))
+
+        ortho, predictive = zero, zero
+        if download.ortho_active:
+            label = download.labels[batch.ids]
+            apart = prototypes.separation(theta["prototypes"], m.kappa, m.ortho)
+            to_own = prototypes.pull(q.mean, z, theta["prototypes"], label.clamp(min=0), m.kappa, m.ortho)
+            ortho = torch.where(label >= 0, to_own, 0.0) + m.gamma * apart
+            if m.mixture_loss > 0:
+                logits = score(theta, d, theta["prototypes"], batch.base_logit)
+                predictive = objective.mixture_predictive(logits, batch.y, context, query, download.shares.log())
+        return Terms(fit, divergence, ortho, predictive), notes
+
+    def prior(
+        self, log_pi: Tensor, ids: Tensor, gumbel: Tensor | None, download: Download
+    ) -> tuple[prior.Mixture, Tensor]:
+        """The clients' mixture priors (Eq. 6) and log w (K, clients); a client's own posterior is left out."""
+        m = self.m
+        peers = torch.arange(len(download.counts), device=ids.device)
+        present = (download.counts > 0) & (peers != ids.unsqueeze(-1))
+        log_w = prior.log_weights(
+            log_pi, log_counts(download.counts, log_pi.dtype), present, m.tau, gumbel, m.prior_weights
+        )
+        return prior.with_standard(log_w, download.means, download.variances, m.prior_floor, m.prior_defensive), log_w
+
+    def client_update(
+        self, download: Download, private: Private, batch: ClientBatch, noise: LocalNoise
+    ) -> tuple[Upload, Private]:
+        """Posterior statistics under the received theta, then `local_steps` AdamW steps on Eq. 10."""
+        m, clients = self.m, len(batch.ids)
+        with torch.no_grad():
+            means, variances = self.statistics(download.theta, batch, noise.subset)
+        theta = stack_theta(download.theta, clients)
+        private = {k: v.clone().requires_grad_(True) for k, v in private.items()}
+        optimizer = local_optimizer(theta, self.config, private)
+        # A client with a single pair in reach has no query: its context is empty then and only the prior acts.
+        size = torch.minimum(noise.context_size, (batch.counts - 1).clamp(min=0).unsqueeze(-1))
+        width = min(batch.y.shape[1], self.f.batch_pairs)
+        for step in range(self.f.local_steps):
+            rank = noise.rank[:, step]
+            if width < rank.shape[1]:
+                chosen = rank.argsort(-1)[:, :width]
+                part, rank = batch.take(chosen), torch.arange(width).expand(clients, -1)
+            else:
+                part = batch
+            context = (rank < size[:, step].clamp(max=width - 1).unsqueeze(-1)) & part.mask
+            terms, notes = self.terms(
+                theta, private, part, context, noise.normal[:, step], noise.gumbel[:, step], download
+            )
+            loss = terms.total(m.beta, m.lambda_, m.mixture_loss)
+            optimizer.zero_grad()
+            loss.sum().backward()
+            optimizer.step()
+        metrics = {"loss": loss, **terms._asdict(), **notes}
+        upload = Upload(
+            batch.ids,
+            {k: v.detach() for k, v in theta.items()},
+            means,
+            variances,
+            batch.counts,
+            {k: v.detach() for k, v in metrics.items()},
+        )
+        return upload, {k: v.detach() for k, v in private.items()}
+
+    # Inference -----------------------------------------------------------------------------------------------------
+
+    def predictor(self, state: ServerState, pool: Pool) -> LatentPredictor:
+        return LatentPredictor(self, state, pool)
+
+
+class LatentPredictor:
+    """Inference and prediction for users under a server state (section 7).
+
+    Attributes:
+        d: (pairs, h) difference embeddings of the whole pool, computed once.
+    """
+
+    inferences: tuple[str, ...] = INFERENCES
+
+    def __init__(self, method: FedVPAGP, state: ServerState, pool: Pool) -> None:
+        self.method, self.state, self.theta = method, state, state.theta
+        with torch.no_grad():
+            self.d = difference(state.theta, pool.x.transpose(0, 1).flatten(0, 1))
+        self.base_logit = pool.base_logit
+        self.centres = self.theta.get("prototypes", state.centroids)
+        self.log_shares = state.shares.log()
+
+    def _rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.d[index], None if self.base_logit is None else self.base_logit[index]
+
+    def posterior(self, context: Context) -> Gaussian:
+        """q(z | C) (users, dim)."""
+        with torch.no_grad():
+            return self.method.posterior(self.theta, self.d[context.index], context.y, context.mask)
+
+    def prior(self) -> prior.Mixture:
+        """p_mix for a new user: one moment-matched Gaussian per cluster, weighted by its share."""
+        m = self.method.m
+        log_w = self.log_shares.unsqueeze(0)
+        return prior.with_standard(log_w, self.state.centroids, self.state.spread, m.prior_floor, m.prior_defensive)
+
+    @torch.no_grad()
+    def infer(self, context: Context, how: str = "mixture", groups: Tensor | None = None) -> Particles:
+        if how == "amortised":
+            return Particles.point(self.posterior(context).mean)
+        d, base = self._rows(context.index)
+        particles = inference.mixture_particles(
+            self.theta, self.centres, self.log_shares, d, base, context.y, context.mask
+        )
+        if how == "mixture":
+            return particles
+        starts = torch.cat([self.posterior(context).mean.unsqueeze(1), particles.z], 1)
+        return Particles.point(
+            inference.refine(self.theta, starts, self.prior(), d, base, context.y, context.mask)
+        )
+
+    @torch.no_grad()
+    def predict(self, users: Particles, index: Tensor) -> Tensor:
+        return inference.predictive(self.theta, users, *self._rows(index))
+
+    def rows(self, users: Particles, order: Tensor) -> Particles:
+        return select(users, order)
+
+    def nobody(self, users: Particles) -> Particles:
+        """The latent 0 for every user."""
+        return Particles.point(torch.zeros_like(users.mean))

@@ -1,0 +1,144 @@
+"""Inference for a user from a few labelled pairs, without training (method.md, section 7).
+
+Every inference yields *particles*: latents with weights. A prediction is the weighted mean of the selector's
+probabilities under the particles, so amortised, mixture and refined inference share one predictive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedvpa.variational import gaussian
+from fedvpa.variational.gaussian import Gaussian
+from fedvpa.variational.objective import responsibilities
+from fedvpa.variational.prior import Mixture, log_density
+from fedvpa.variational.selector import score
+
+Inference = Literal["amortised", "mixture", "refined"]
+INFERENCES: tuple[Inference, ...] = ("amortised", "mixture", "refined")
+
+
+class Particles(NamedTuple):
+    """A user's latent as weighted points.
+
+    Attributes:
+        z: (..., particles, dim)
+        log_weights: (..., particles), normalised.
+    """
+
+    z: Tensor
+    log_weights: Tensor
+
+    @staticmethod
+    def point(z: Tensor) -> Particles:
+        """One particle of weight 1. z: (..., dim)"""
+        return Particles(z.unsqueeze(-2), z.new_zeros((*z.shape[:-1], 1)))
+
+    @property
+    def mean(self) -> Tensor:
+        """(..., dim)"""
+        return (self.log_weights.exp().unsqueeze(-1) * self.z).sum(-2)
+
+
+def predictive(theta: Mapping[str, Tensor], particles: Particles, d: Tensor, base_logit: Tensor | None) -> Tensor:
+    """p(a > b | x, C) = sum_k r_k sigmoid(s(x, a, b; z_k)).
+
+    Args:
+        particles: (..., particles, dim)
+        d: (..., pairs, h)
+        base_logit: (..., pairs) or None.
+
+    Returns:
+        (..., pairs)
+    """
+    p = torch.sigmoid(score(theta, d, particles.z, base_logit))
+    return (particles.log_weights.exp().unsqueeze(-1) * p).sum(-2)
+
+
+def mixture_particles(
+    theta: Mapping[str, Tensor],
+    centres: Tensor,
+    log_shares: Tensor,
+    d: Tensor,
+    base_logit: Tensor | None,
+    y: Tensor,
+    context: Tensor,
+) -> Particles:
+    """Mixture inference (ours): the M centres, weighted by their responsibility for the context.
+
+    Args:
+        centres: (M, dim) prototypes, or centroids of posteriors.
+        log_shares: (M,) log w_k.
+        d: (..., pairs, h); base_logit, y: (..., pairs); context: (..., pairs) True for context pairs.
+
+    Returns:
+        Particles (..., M, dim).
+    """
+    z = centres.expand(*d.shape[:-2], *centres.shape)
+    return Particles(z, responsibilities(score(theta, d, z, base_logit), y, context, log_shares))
+
+
+def refine(
+    theta: Mapping[str, Tensor],
+    starts: Tensor,
+    prior: Mixture,
+    d: Tensor,
+    base_logit: Tensor | None,
+    y: Tensor,
+    context: Tensor,
+    steps: int = 50,
+    learning_rate: float = 0.1,
+) -> Tensor:
+    """Refined inference (ours): gradient steps on log p(C | z) + log p_mix(z) from the best of several starts.
+
+    Args:
+        starts: (users, starts, dim); the start with the highest objective is taken per user.
+        prior: log_weights (1, components) over shared components.
+        d: (users, pairs, h); base_logit, y, context: (users, pairs).
+
+    Returns:
+        (users, dim), the point that the steps reach.
+    """
+
+    def log_joint(z: Tensor) -> Tensor:
+        likelihood = F.logsigmoid(y.unsqueeze(-2) * score(theta, d, z, base_logit)) * context.unsqueeze(-2)
+        return likelihood.sum(-1) + log_density(z, prior)
+
+    with torch.no_grad():
+        best = log_joint(starts).argmax(-1)
+    rows = torch.arange(len(starts), device=starts.device)
+    z = starts[rows, best].unsqueeze(1).detach().clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([z], lr=learning_rate)
+    with torch.enable_grad():
+        for _ in range(steps):
+            (gradient,) = torch.autograd.grad(-log_joint(z).sum(), z)
+            z.grad = gradient
+            optimizer.step()
+    return z.detach().squeeze(1)
+
+
+def expected_information_gain(
+    theta: Mapping[str, Tensor], q: Gaussian, d: Tensor, base_logit: Tensor | None, noise: Tensor
+) -> Tensor:
+    """Expected information that a pair's answer gives about z under q, in nats (VPL's active questions).
+
+    I(y; z) = H(E_q p(y | z)) - E_q H(p(y | z)), estimated with samples of q.
+
+    Args:
+        q: (dim,); noise: (samples, dim) standard normal.
+        d: (pairs, h); base_logit: (pairs,) or None.
+
+    Returns:
+        (pairs,), ask for the largest.
+    """
+    p = torch.sigmoid(score(theta, d, gaussian.sample(q, noise), base_logit))
+
+    def entropy(p: Tensor) -> Tensor:
+        return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))
+
+    return (entropy(p.mean(0)) - entropy(p).mean(0)).clamp(min=0)

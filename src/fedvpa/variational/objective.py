@@ -1,0 +1,80 @@
+"""The local objective (Eq. 10): reconstruction + beta * KL + lambda * orthogonal loss (+ mixture predictive, ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedvpa.variational.selector import score
+
+
+class Terms(NamedTuple):
+    """The objective's parts per client, unweighted; each (...). Reconstruction and mixture are means over queries in
+    nats, the KL is a sum over the latent's dimensions."""
+
+    reconstruction: Tensor
+    kl: Tensor
+    ortho: Tensor
+    mixture: Tensor
+
+    def total(self, beta: float, lambda_: float, mixture: float) -> Tensor:
+        """L_i = reconstruction + beta KL + lambda L_ortho + mixture weight * mixture predictive. (...)"""
+        return self.reconstruction + beta * self.kl + lambda_ * self.ortho + mixture * self.mixture
+
+
+def query_mean(values: Tensor, query: Tensor) -> Tensor:
+    """Mean over the query pairs; 0 where a client has none.
+
+    Args:
+        values: (..., pairs)
+        query: (..., pairs) True for query pairs.
+    """
+    return (values * query).sum(-1) / query.sum(-1).clamp(min=1)
+
+
+def reconstruction(logits: Tensor, y: Tensor, query: Tensor) -> Tensor:
+    """Mean over query pairs and samples of -log p(y | x, a, b, z).
+
+    Args:
+        logits: (..., samples, pairs) scores s.
+        y: (..., pairs) labels +1 or -1.
+        query: (..., pairs) True for query pairs.
+
+    Returns:
+        (...)
+    """
+    return query_mean(-F.logsigmoid(y.unsqueeze(-2) * logits).mean(-2), query)
+
+
+def responsibilities(logits: Tensor, y: Tensor, context: Tensor, log_shares: Tensor) -> Tensor:
+    """log r_k, with r_k proportional to w_k * prod_{(x,a,b,y) in C} p(y | x, a, b, p_k) (method.md, section 7).
+
+    Args:
+        logits: (..., M, pairs) scores under each prototype.
+        y: (..., pairs); context: (..., pairs) True for context pairs.
+        log_shares: (M,) log w_k, the clusters' shares.
+
+    Returns:
+        (..., M), normalised.
+    """
+    evidence = (F.logsigmoid(y.unsqueeze(-2) * logits) * context.unsqueeze(-2)).sum(-1)
+    return (log_shares + evidence).log_softmax(-1)
+
+
+def mixture_predictive(logits: Tensor, y: Tensor, context: Tensor, query: Tensor, log_shares: Tensor) -> Tensor:
+    """Mean over query pairs of -log sum_k r_k p(y | p_k) (ours): trains prototypes and decoder for mixture inference.
+
+    Shapes as in `responsibilities`; returns (...).
+    """
+    log_r = responsibilities(logits, y, context, log_shares)
+    log_p = F.logsigmoid(y.unsqueeze(-2) * logits)
+    return query_mean(-torch.logsumexp(log_r.unsqueeze(-1) + log_p, -2), query)
+
+
+def bradley_terry(theta: Mapping[str, Tensor], d: Tensor, base_logit: Tensor | None, y: Tensor, mask: Tensor) -> Tensor:
+    """Mean negative log-likelihood of the selector without z. d (..., pairs, h); returns (...)."""
+    return query_mean(-F.logsigmoid(y * score(theta, d, None, base_logit)), mask)
