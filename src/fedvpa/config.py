@@ -242,6 +242,20 @@ def valid_keys(section: type[BaseModel] = ExperimentConfig, prefix: str = "") ->
     return keys
 
 
+def describe_keys(section: type[BaseModel] = ExperimentConfig, prefix: str = "") -> list[tuple[str, str, str]]:
+    """Every dotted key with its default, as YAML writes it, and its meaning."""
+    rows = []
+    for name, info in section.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            rows += describe_keys(kind, f"{prefix}{name}.")
+        else:
+            default = list(info.default) if isinstance(info.default, tuple) else info.default
+            shown = yaml.safe_dump(default, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+            rows.append((prefix + name, shown, info.description or ""))
+    return rows
+
+
 def _explain(e: ValidationError, file: str | Path | None) -> UserError:
     first = e.errors()[0]
     key = ".".join(str(p) for p in first["loc"])

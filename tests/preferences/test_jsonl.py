@@ -27,9 +27,7 @@ def write(path, *rows, newline="\n"):
 def texts(path):
     """Per row: user, prompt messages as tuples, preferred and other response."""
     rows = read_preference_rows(path)
-    return [
-        (r.user, [tuple(m) for m in r.pair.prompt], *((r.pair.a, r.pair.b)[:: r.y])) for r in rows
-    ]
+    return [(r.user, [tuple(m) for m in r.pair.prompt], *((r.pair.a, r.pair.b)[:: r.y])) for r in rows]
 
 
 def test_standard_rows(tmp_path):
@@ -122,9 +120,15 @@ MISTAKES = [
     ({**ROW, "chosen": "What"}, "{p}:2: rejected: equals chosen; remove the row"),
     (without("prompt") | {"chosen": "a b", "rejected": "a b"}, "{p}:2: rejected: equals chosen"),
     ('{"prompt": "\\ud800", "chosen": "a", "rejected": "b", "user_id": "u"}', "{p}:2: prompt: holds half of a surr"),
-    ({**ROW, "chosen": ["x"], "rejected": ["y"]}, "{p}:2: chosen[0]: must be a message with role and content, not text"),
+    (
+        {**ROW, "chosen": ["x"], "rejected": ["y"]},
+        "{p}:2: chosen[0]: must be a message with role and content, not text",
+    ),
     ({**ROW, "chosen": [turn("bot", "x")], "rejected": [turn("bot", "y")]}, "{p}:2: chosen[0].role: must be one of"),
-    ({**ROW, "chosen": [turn("user", "x")], "rejected": [turn("user", "y")]}, "{p}:2: chosen: ends in a turn of 'user'"),
+    (
+        {**ROW, "chosen": [turn("user", "x")], "rejected": [turn("user", "y")]},
+        "{p}:2: chosen: ends in a turn of 'user'",
+    ),
     ({**ROW, "chosen": [turn("assistant", "")], "rejected": []}, "{p}:2: chosen[0].content: is empty"),
     (
         {
@@ -188,7 +192,12 @@ def test_bytes_are_read_or_refused(tmp_path, data):
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.sampled_from(["user", "assistant"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["", "a", "b c"])
+    | st.sampled_from(["user", "assistant"]),
     lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "x"]), v, max_size=3),
     max_leaves=6,
 )
@@ -203,8 +212,8 @@ def test_any_object_is_a_valid_row_or_a_user_error_on_its_line(tmp_path, row):
         try:
             assert len(read(path)) == 1
         except UserError as e:
-            assert e.line == 1
-            assert e.file == path
+            if (e.file, e.line) != (path, 1):
+                raise
 
 
 def test_examples_of_one_user(tmp_path):

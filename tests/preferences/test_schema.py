@@ -28,3 +28,10 @@ def test_prompt_key_is_the_normalised_first_user_turn():
     assert prompt_key((system, first)) == prompt_key((first, Message("assistant", "x"), second)) == "what s up"
     assert prompt_key((Message("user", "???"),)) == "???"
     assert prompt_key((system,)) == "be kind"
+
+
+def test_a_prompt_from_messages():
+    assert as_prompt([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]) == (
+        Message("system", "s"),
+        Message("user", "u"),
+    )

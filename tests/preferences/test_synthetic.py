@@ -7,16 +7,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from fedvpa.backbone.encode import Backbone
+from fedvpa.backbone.models import cache_dir
+from fedvpa.config import BackboneConfig, ExperimentConfig
 from fedvpa.errors import UserError
 from fedvpa.preferences import synthetic, synthetic_text
 from fedvpa.preferences.schema import LabelledPool
 from fedvpa.preferences.synthetic import FLAWS, GROUPS, SIZES, Attributes, generate, label, specimens_of
 
+STYLES = ("FORMAL", "CASUAL", "ENCOURAGING", "CAUTIOUS")
 answers = st.builds(Attributes, st.sampled_from((1, -1)), st.sampled_from((1, -1)), st.sampled_from(("", *FLAWS)))
 
 
@@ -30,10 +35,14 @@ def rows(pool: LabelledPool, split: str) -> np.ndarray:
 
 
 def word_differences(pool: LabelledPool) -> np.ndarray:
-    """(pairs, words): how much more often each training word occurs in a than in b; punctuation marks count as words."""
+    """(pairs, words): how much more often each training word occurs in a than in b; punctuation counts too."""
     train = [t for p, s in zip(pool.pairs, pool.split, strict=True) if s == "train" for t in (p.a, p.b)]
     words = CountVectorizer(token_pattern=r"[\w']+|[^\w\s]").fit(train)
     return (words.transform([p.a for p in pool.pairs]) - words.transform([p.b for p in pool.pairs])).toarray()
+
+
+def fitted(x: np.ndarray, y: np.ndarray, strengths: tuple[float, ...]) -> list[LogisticRegression]:
+    return [LogisticRegression(C=c, fit_intercept=False, max_iter=1000).fit(x, y) for c in strengths]
 
 
 def bag_of_words_accuracy(pool: LabelledPool) -> list[float]:
@@ -41,13 +50,36 @@ def bag_of_words_accuracy(pool: LabelledPool) -> list[float]:
     x, found = word_differences(pool).astype(float), []
     train, validation, test = (rows(pool, s) for s in SIZES)
     for y in pool.group_labels.numpy():
-        fits = [
-            LogisticRegression(C=c, fit_intercept=False, max_iter=1000).fit(x[train], y[train])
-            for c in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-        ]
+        fits = fitted(x[train], y[train], (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0))
         best = max(fits, key=lambda m: m.score(x[validation], y[validation]))
         found.append(float(best.score(x[test], y[test])))
     return found
+
+
+def mlp_scores(h: torch.Tensor, y: torch.Tensor, train: np.ndarray, validation: np.ndarray) -> tuple[float, np.ndarray]:
+    """A small Bradley-Terry network, weight decay and epochs chosen on validation: (validation accuracy, scores)."""
+    best = (0.0, np.zeros(len(y)))
+    right = y.numpy() > 0
+    for decay in (0.1, 1.0):
+        generator = torch.Generator().manual_seed(0)
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(h.shape[-1], 64), torch.nn.GELU(), torch.nn.Linear(64, 1))
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=decay)
+        index = torch.tensor(np.flatnonzero(train))
+        for _ in range(20):
+            for batch in index[torch.randperm(len(index), generator=generator)].split(64):
+                reward = net(h[batch])[..., 0]
+                loss = torch.nn.functional.softplus(-y[batch] * (reward[:, 0] - reward[:, 1])).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            with torch.no_grad():
+                reward = net(h)[..., 0].numpy()
+            scores = reward[:, 0] - reward[:, 1]
+            accuracy = float(((scores > 0) == right)[validation].mean())
+            if accuracy > best[0]:
+                best = (accuracy, scores)
+    return best
 
 
 def test_the_same_seed_gives_the_same_pool_and_another_seed_another(pool: LabelledPool) -> None:
@@ -89,6 +121,17 @@ def test_the_order_tells_nothing(pool: LabelledPool) -> None:
             assert abs((group == canonical[kind]).mean() - 0.5) < 0.12
 
 
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_no_flaw_shows_in_the_alphabetical_order(flaw: str) -> None:
+    """Damaged answers without a capital letter once sorted after intact ones, 0.95 of the time."""
+    first = []
+    for s in (s for seed in range(4) for s in specimens_of(seed)):
+        if flaw in (s.a.flaw, s.b.flaw):
+            first.append((s.pair.a < s.pair.b) == (s.b.flaw == flaw))
+    assert len(first) > 150
+    assert 0.38 < np.mean(first) < 0.62
+
+
 def test_no_prompt_and_no_answer_is_in_two_splits(pool: LabelledPool) -> None:
     prompts = {s: {p.prompt for p, t in zip(pool.pairs, pool.split, strict=True) if t == s} for s in SIZES}
     texts = {s: {r for p, t in zip(pool.pairs, pool.split, strict=True) if t == s for r in (p.a, p.b)} for s in SIZES}
@@ -99,12 +142,10 @@ def test_no_prompt_and_no_answer_is_in_two_splits(pool: LabelledPool) -> None:
     assert len({(p.prompt, frozenset((p.a, p.b))) for p in pool.pairs}) == len(pool.pairs)
 
 
-@pytest.mark.parametrize("bank", ["FORMAL", "CASUAL", "ENCOURAGING", "CAUTIOUS", "RUDE", "REFUSAL", "QUESTIONS"])
+@pytest.mark.parametrize("bank", [*STYLES, "RUDE", "REFUSAL", "TRIVIA", "QUESTIONS"])
 def test_every_phrasing_lies_in_one_split(pool: LabelledPool, bank: str) -> None:
-    by_split = {
-        s: " | ".join(f"{p.prompt[0].content} | {p.a} | {p.b}" for p, t in zip(pool.pairs, pool.split, strict=True) if t == s)
-        for s in SIZES
-    }
+    shown = [f"{p.prompt[0].content} | {p.a} | {p.b}" for p in pool.pairs]
+    by_split = {s: " | ".join(t for t, own in zip(shown, pool.split, strict=True) if own == s) for s in SIZES}
     for phrase in getattr(synthetic_text, bank):
         pattern = re.compile(re.escape(phrase).replace(r"\{vp\}", "[^|.]+").replace(r"\{goal\}", "[^|.]+"))
         found = [s for s, text in by_split.items() if pattern.search(text)]
@@ -112,7 +153,7 @@ def test_every_phrasing_lies_in_one_split(pool: LabelledPool, bank: str) -> None
 
 
 def test_banks_are_rich_and_free_of_repetition() -> None:
-    for bank in ("FORMAL", "CASUAL", "ENCOURAGING", "CAUTIOUS", "TOPICS"):
+    for bank in (*STYLES, "TOPICS"):
         assert len(set(getattr(synthetic_text, bank))) == len(getattr(synthetic_text, bank)) >= 60
     for topic in synthetic_text.TOPICS:
         assert len(set(topic.split(" | "))) == 5, topic
@@ -145,8 +186,8 @@ def test_no_single_word_decides(seed: int) -> None:
 
 def test_a_bag_of_words_does_not_solve_it(pool: LabelledPool) -> None:
     accuracy = bag_of_words_accuracy(pool)
-    assert 0.45 < min(accuracy)
-    assert np.mean(accuracy) < 0.85
+    assert min(accuracy) > 0.45
+    assert np.mean(accuracy) < 0.8
 
 
 @given(answers, answers, st.sampled_from(GROUPS))
@@ -177,7 +218,8 @@ def test_groups_can_be_chosen(pool: LabelledPool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "problem"), [(["formall"], "did you mean formal"), (["formal", "formal"], "named twice"), ([""], "unknown")]
+    ("groups", "problem"),
+    [(["formall"], "did you mean formal"), (["formal", "formal"], "named twice"), ([""], "unknown")],
 )
 def test_wrong_groups_are_refused(groups: list[str], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
@@ -187,3 +229,31 @@ def test_wrong_groups_are_refused(groups: list[str], problem: str) -> None:
 def test_an_unknown_split_is_a_programming_error() -> None:
     with pytest.raises(AssertionError):
         synthetic._part([1, 2], "dev", 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_the_frozen_model_sees_what_words_do_not(pool: LabelledPool) -> None:
+    """The oracle is between 0.88 and 0.97, one user alone at least 0.08 and words at least 0.05 under it."""
+    config = ExperimentConfig()
+    features = Backbone(BackboneConfig(), cache_dir(config)).encode_pairs(pool.pairs, progress=False)
+    h = torch.stack((features.a, features.b), 1)
+    train, validation, test = (rows(pool, s) for s in SIZES)
+    h = (h - h[train].mean((0, 1))) / h[train].std((0, 1))
+    x = (h[:, 0] - h[:, 1]).double().numpy()
+    oracle, local, draw = [], [], np.random.default_rng(0)
+    for labels in pool.group_labels:
+        y = labels.numpy()
+        fits = fitted(x[train], y[train], (1e-4, 1e-3, 1e-2, 1e-1))
+        linear = max(fits, key=lambda m: m.score(x[validation], y[validation]))
+        accuracy, scores = mlp_scores(h, labels.float(), train, validation)
+        if linear.score(x[validation], y[validation]) >= accuracy:
+            scores = linear.decision_function(x)
+        oracle.append(((scores > 0) == (y > 0))[test].mean())
+        for _ in range(10):
+            own = draw.choice(np.flatnonzero(train), 16, replace=False)
+            if len(set(y[own])) == 2:
+                local.append(max(m.score(x[test], y[test]) for m in fitted(x[own], y[own], (1e-3, 1e-1))))
+    words = bag_of_words_accuracy(pool)
+    assert 0.88 <= np.mean(oracle) <= 0.97
+    assert np.mean(local) <= np.mean(oracle) - 0.08
+    assert np.mean(words) <= np.mean(oracle) - 0.05

@@ -1,4 +1,4 @@
-"""Base choice logits: what the frozen model itself prefers (method.md, section 2; Eq. 2 of FedVPA-GP, arXiv 2605.30873)."""
+"""Base choice logits: what the frozen model itself prefers (method.md, section 2; Eq. 2 of arXiv 2605.30873)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fedvpa.backbone.extract import Item
 from fedvpa.backbone.forward import FrozenLM, pool
@@ -48,12 +49,18 @@ class ChoiceExtractor:
     def vectors(self, lm: FrozenLM, hidden: Tensor, spans: Sequence[tuple[int, int, int, int]]) -> Tensor:
         """(spans, 1) float32 logit differences at the last token of each span."""
         assert lm.head is not None
-        logits = lm.head(pool(hidden, spans, "last").to(hidden.dtype)).float()
+        answers = list(_answers(lm.renderer))
+        bias = getattr(lm.head, "bias", None)
+        # in float32: the difference of two bfloat16 logits would be a multiple of 1/8 or so
+        logits = functional.linear(
+            pool(hidden, spans, "last"),
+            lm.head.weight[answers].float(),
+            None if bias is None else bias[answers].float(),
+        )
         cap = getattr(lm.config, "final_logit_softcapping", None)
         if cap is not None:
             logits = cap * torch.tanh(logits / cap)
-        a, b = _answers(lm.renderer)
-        return (logits[:, a] - logits[:, b])[:, None]
+        return logits[:, :1] - logits[:, 1:]
 
 
 def _around(renderer: Renderer, prompt: Prompt) -> tuple[str, str]:

@@ -125,7 +125,7 @@ class Backbone:
             progress: show a progress bar, where stderr is a terminal.
         """
         done = self._run(self._features, [Item(p.prompt, (r,)) for p in pairs for r in (p.a, p.b)], progress)
-        vectors, parts = done.vectors.view(len(pairs), 2, -1), [done]
+        vectors, parts = done.vectors.view(len(pairs), 2, self.dim), [done]
         base_logit = None
         if self.config.choice_logits:
             orders = [Item(p.prompt, order) for p in pairs for order in ((p.a, p.b), (p.b, p.a))]

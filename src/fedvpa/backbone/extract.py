@@ -118,8 +118,8 @@ def extract(
 
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> RichText:
-        speed = task.finished_speed or task.speed
-        return RichText("" if speed is None else f"{speed:,.0f} tokens/s", style="progress.data.speed")
+        speed = task.completed / task.elapsed if task.elapsed else 0.0
+        return RichText(f"{speed:,.0f} tokens/s", style="progress.data.speed")
 
 
 class _bar:

@@ -151,7 +151,7 @@ def _download(model: str, revision: str | None) -> Path:
 
 
 def _embedded(cache: Path) -> tuple[Path, str]:
-    gguf = _wheel_file()
+    gguf = embedded_wheel()
     fingerprint = hashlib.sha256(f"{_fingerprint([gguf], cache)} {_CONVERSION}".encode()).hexdigest()
     folder = cache / "models" / f"{EMBEDDED}-{fingerprint[:12]}"
     if not folder.is_dir():
@@ -161,7 +161,7 @@ def _embedded(cache: Path) -> tuple[Path, str]:
     return folder, fingerprint
 
 
-def _wheel_file() -> Path:
+def embedded_wheel() -> Path:
     """The GGUF file inside the wheel; its package is never imported (it needs a module that is not installed)."""
     name, version = _WHEEL.split("==")
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):

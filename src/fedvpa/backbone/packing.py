@@ -16,6 +16,9 @@ from torch import Tensor
 
 from fedvpa.backbone.tokens import Text
 
+_BUSY = 8  # an eighth of batch_tokens is a batch worth running
+_SIMILAR = 0.85  # rows shorter than this share of the longest go into the next batch
+
 
 class Row(NamedTuple):
     """A prompt and the continuations that share it; ``items`` are their indices in the caller's list."""
@@ -75,11 +78,18 @@ def make_rows(texts: Sequence[Text], packed: bool, longest: int) -> list[Row]:
 
 
 def make_batches(rows: Sequence[Row], batch_tokens: int) -> list[list[Row]]:
-    """Length-sorted batches, longest first, of at most ``batch_tokens`` tokens with padding (at least one row)."""
+    """Length-sorted batches, longest first, of at most ``batch_tokens`` tokens with padding (at least one row).
+
+    A batch that is large enough to keep the processor busy also ends where the next row would be mostly padding.
+    """
     batches: list[list[Row]] = []
+    longest = 0
     for row in sorted(rows, key=lambda r: (-r.tokens, r.items)):
-        if not batches or (len(batches[-1]) + 1) * batches[-1][0].tokens > batch_tokens:
+        size = len(batches[-1]) * longest if batches else 0
+        wasteful = size * _BUSY >= batch_tokens and row.tokens < _SIMILAR * longest
+        if not batches or size + longest > batch_tokens or wasteful:
             batches.append([])
+            longest = row.tokens
         batches[-1].append(row)
     return batches
 

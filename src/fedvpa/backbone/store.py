@@ -24,7 +24,8 @@ from fedvpa.errors import UserError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS identity (json TEXT PRIMARY KEY);
-CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, cut INTEGER NOT NULL, value BLOB NOT NULL, checksum BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS vectors
+  (key BLOB PRIMARY KEY, cut INTEGER NOT NULL, value BLOB NOT NULL, checksum BLOB NOT NULL);
 """
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _CHUNK = 500  # keys in one SELECT, under SQLite's limit on parameters
@@ -133,7 +134,8 @@ class Store:
             self._connection.close()
         aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
         with writable(self.path.parent):
-            self.path.rename(aside)
+            with contextlib.suppress(FileNotFoundError):  # another process was first
+                self.path.rename(aside)
             for suffix in ("-wal", "-shm"):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
         Console(stderr=True, soft_wrap=True).print(

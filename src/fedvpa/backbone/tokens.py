@@ -30,10 +30,10 @@ class Text(NamedTuple):
 class Renderer:
     """Renders dialogues in a model's own format.
 
-    With a chat template the prompt ends with its generation prompt; without one it is ``\\n\\nHuman: ...\\n\\nAssistant:``
-    (HH-RLHF's own) and the response follows after a space. Prompt and response are tokenised apart and joined, so that
-    no token straddles the border. A default system prompt that the template would insert is left empty: it says nothing
-    about the response and costs its tokens once per pair.
+    With a chat template the prompt ends with its generation prompt. Without one it is HH-RLHF's own format,
+    ``\\n\\nHuman: ...\\n\\nAssistant:``, and the response follows after a space. Prompt and response are tokenised
+    apart and joined, so that no token straddles the border. A default system prompt that the template would insert is
+    left empty: it says nothing about the response and costs its tokens once per pair.
     """
 
     def __init__(self, tokenizer: Any) -> None:

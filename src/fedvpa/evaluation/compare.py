@@ -61,6 +61,8 @@ def summarise(
     """
     if len(rows) != len(pair_scores):
         raise ValueError(f"{len(rows)} rows with {len(pair_scores)} pair scores")
+    if not rows:
+        return []
     bootstrap = _Bootstrap(rows, pair_scores, resamples, seed)
     entries = [_entry(rows, members, inference, default, bootstrap) for members, inference, default in _groups(rows)]
     _add_paired(entries, rows, bootstrap, reference)
@@ -92,7 +94,7 @@ def resample_accuracy(scores: Sequence[PairScores], resamples: int, rng: np.rand
         counts = np.bincount(cells.ravel(), minlength=size * pairs).reshape(size, pairs).astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
             out[start : start + size] = (counts @ correct.T) / (counts @ weight.T)[:, column]
-    return out
+    return np.round(out, 12)  # equal hits are equal draws, whatever order BLAS sums in
 
 
 def percentile_interval(draws: Floats, level: float = LEVEL) -> tuple[float, float]:
@@ -229,7 +231,7 @@ def _add_paired(
         if r["default"]:
             chosen.setdefault((r["method"], r["population"], r["context_size"]), {})[r["seed"]] = i
     methods = list(dict.fromkeys(r["method"] for r in rows))
-    if reference is None and methods:
+    if reference is None:
         reference = "fedvpa-gp" if "fedvpa-gp" in methods else methods[0]
     families: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for entry in entries:
@@ -246,8 +248,8 @@ def _add_paired(
             scored = all(bootstrap.pairs[i] is not None for s in common for i in (left[s], right[s]))
             if len(common) > 1 or (common and scored):  # else nothing varies, and there is no interval
                 label = own_size if size is None else size
-                paired = _difference(rows, [(left[s], right[s]) for s in common], common, bootstrap)
-                paired = {"reference": reference, "context_size": label, **paired, "seeds": len(common)}
+                difference = _difference(rows, [(left[s], right[s]) for s in common], common, bootstrap)
+                paired = {"reference": reference, "context_size": label, **difference, "seeds": len(common)}
                 entry["paired"].append(paired)
                 families.setdefault((population, label), []).append(paired)
     for family in families.values():

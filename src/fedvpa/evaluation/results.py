@@ -1,24 +1,17 @@
-"""What a run writes down: the schema of ``results.json`` and ``metrics.jsonl``, their readers and writers.
+"""What a run writes down: the schema of ``results.json`` and ``metrics.jsonl``.
 
 The models below are the one place where a key is defined; ``docs/results-schema.md`` is generated from them
 (``python -m fedvpa.evaluation.results > docs/results-schema.md``), and every file is checked against them on the way
-in and out. Inside the package results are plain dicts and lists.
+in and out (`fedvpa.evaluation.result_files`). Inside the package results are plain dicts and lists.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from fedvpa.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Strict(BaseModel):
@@ -93,16 +86,12 @@ class Paired(_Strict):
     """The difference in accuracy to the reference method, on the same seeds and test pairs."""
 
     reference: str = Field(description="`fedvpa-gp` where it was run, else the first method.")
-    context_size: int | None = Field(
-        description="Context size of the comparison; the method without one has no other row."
-    )
+    context_size: int | None = Field(description="Context size of the comparison.")
     difference: float = Field(description="Accuracy of this method's default minus that of the reference's default.")
     ci_low: float = Field(description="Lower end of the 95 % interval.")
     ci_high: float = Field(description="Upper end of the 95 % interval.")
     p: float = Field(description="Two-sided bootstrap p-value of no difference; at least 2 / (resamples + 1).")
-    p_holm: float = Field(
-        description="The same after Holm's correction over the methods of this population and context size."
-    )
+    p_holm: float = Field(description="The same after Holm's correction over the methods at this population and size.")
     seeds: int = Field(description="Seeds that both methods have.")
 
 
@@ -112,17 +101,15 @@ class Summary(_Strict):
     method: str = Field(description="The method.")
     population: Literal["seen", "unseen"] = Field(description="As in a row.")
     inference: Literal["amortised", "mixture", "refined", "none", "varies"] = Field(
-        description="As in a row; `varies` where validation chose different inferences for different seeds (such an entry "
-        "is the default, and holds each seed's own choice)."
+        description="As in a row; `varies` where validation chose different inferences for different seeds (such an "
+        "entry is the default, and holds each seed's own choice)."
     )
     default: bool = Field(description="True for exactly one entry per method, population and context size.")
     context_size: int | None = Field(description="As in a row.")
     seeds: int = Field(description="How many seeds; with 1 the interval covers the choice of test pairs only.")
     pairs: int | None = Field(description="Test pairs that were resampled; null if only seeds were.")
     mean: float = Field(description="Accuracy, mean over seeds.")
-    ci_low: float | None = Field(
-        description="Lower end of its 95 % interval (percentile bootstrap over seeds and test pairs)."
-    )
+    ci_low: float | None = Field(description="Lower end of its 95 % interval over seeds and test pairs.")
     ci_high: float | None = Field(description="Upper end of its 95 % interval.")
     metrics: dict[str, Interval] = Field(
         description="Every other metric that has a meaning, with an interval over seeds; a group's accuracy is "
@@ -152,9 +139,7 @@ class PriorWeights(_Strict):
 
     ids: list[str] = Field(description="Clients.")
     groups: list[int | None] = Field(description="Index into `group_names`, or null.")
-    weights: list[list[float]] = Field(
-        description="(clients, clients) weights on peers, or (clients, K) on components."
-    )
+    weights: list[list[float]] = Field(description="(clients, clients) on peers, or (clients, K) on components.")
 
 
 class Diagnostics(_Strict):
@@ -201,22 +186,16 @@ class Validation(_Strict):
 
 
 class RoundRecord(_Strict):
-    """One line of `metrics.jsonl`: a training round of one method and seed. Loss terms are means over the round's clients."""
+    """One line of `metrics.jsonl`: a training round of one method and seed; losses are means over its clients."""
 
     method: str = Field(description="The method.")
     seed: int = Field(description="The seed.")
     round: int = Field(description="The round, from 1.")
     loss: float | None = Field(None, description="The whole loss.")
-    reconstruction: float | None = Field(
-        None, description="-log p of the query labels, before weighting (its weight is 1)."
-    )
+    reconstruction: float | None = Field(None, description="-log p of the query labels; its weight is 1.")
     kl: float | None = Field(None, description="KL to the prior, in nats, before its weight beta.")
-    ortho: float | None = Field(
-        None, description="Orthogonal loss, before its weight lambda; 0 or null while it is off."
-    )
-    mixture: float | None = Field(
-        None, description="Mixture predictive loss, before its weight; 0 or null while it is off."
-    )
+    ortho: float | None = Field(None, description="Orthogonal loss, before its weight lambda; 0 or null while off.")
+    mixture: float | None = Field(None, description="Mixture predictive loss, before its weight; 0 or null while off.")
     bytes_up: float | None = Field(None, description="Bytes that one client sent.")
     bytes_down: float | None = Field(None, description="Bytes that one client received.")
     seconds: float | None = Field(None, description="Wall-clock seconds of the round.")
@@ -227,126 +206,6 @@ class RoundRecord(_Strict):
 
 IDENTITY = ("method", "seed", "population", "inference", "default", "context_size")
 METRICS = tuple(k for k in Row.model_fields if k not in (*IDENTITY, "accuracy", "group_accuracy"))
-
-
-def read_results(path: str | Path) -> dict[str, Any]:
-    """Reads and checks a ``results.json``; keys that were left out come back with their defaults.
-
-    Raises:
-        UserError: a missing or malformed file, naming the file and the field.
-    """
-    path = Path(path)
-    try:
-        tree = json.loads(_read_text(path))
-    except json.JSONDecodeError as e:
-        raise UserError(f"not valid JSON ({e.msg})", "run `fedvpa compare` again", file=path, line=e.lineno) from None
-    return check_results(tree, file=path)
-
-
-def check_results(tree: Any, file: str | Path | None = None) -> dict[str, Any]:
-    """Validates plain results; see `read_results`."""
-    try:
-        return Results.model_validate(tree).model_dump()
-    except ValidationError as e:
-        raise _explain(e, file) from None
-
-
-def write_results(path: str | Path, results: Mapping[str, Any]) -> Path:
-    """Checks results and writes them atomically; NaN and infinities become null, arrays and tensors lists.
-
-    Raises:
-        UserError: results that do not fit the schema, or a file that cannot be written.
-    """
-    path = Path(path)
-    checked = check_results(plain(results), file=path)
-    blocks = []
-    for key, value in checked.items():
-        if isinstance(value, list) and value:
-            body = ",\n".join(json.dumps(item, ensure_ascii=False, allow_nan=False) for item in value)
-            blocks.append(f"{json.dumps(key)}: [\n{body}\n]")
-        else:
-            blocks.append(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}")
-    return write_text(path, "{" + ",\n".join(blocks) + "}\n")
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Reads and checks a ``metrics.jsonl``.
-
-    A last line without a line break is what a killed run leaves behind; it is left out.
-
-    Raises:
-        UserError: a missing file or a malformed line, naming file, line and field.
-    """
-    path = Path(path)
-    records = []
-    lines = _read_text(path).split("\n")
-    for number, line in enumerate(lines[:-1], start=1):
-        if not line.strip():
-            continue
-        try:
-            records.append(RoundRecord.model_validate(json.loads(line)).model_dump())
-        except json.JSONDecodeError as e:
-            raise UserError(f"not valid JSON ({e.msg})", "remove the line", file=path, line=number) from None
-        except ValidationError as e:
-            raise _explain(e, path, number) from None
-    return records
-
-
-def plain(value: Any) -> Any:
-    """Numpy arrays and scalars and torch tensors as plain lists and numbers; NaN and infinities as None."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, BaseModel):
-        return plain(value.model_dump())
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def write_text(path: str | Path, text: str) -> Path:
-    """Writes a text file as a whole or not at all (a temporary file beside it, then a rename).
-
-    Raises:
-        UserError: the folder is missing or not writable, or the disk is full.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as f:
-            temporary = f.name
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as e:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise UserError(f"cannot be written ({e.strerror})", "check the folder and the free space", file=path) from None
-    return path
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as e:
-        raise UserError(f"cannot be read ({e.strerror})", "give the folder of a finished run", file=path) from None
-    except UnicodeDecodeError:
-        raise UserError("not a text file", "give the folder of a finished run", file=path) from None
-
-
-def _explain(e: ValidationError, file: str | Path | None, line: int | None = None) -> UserError:
-    first = e.errors()[0]
-    message = first["msg"].removeprefix("Value error, ")
-    field = ".".join(str(p) for p in first["loc"]) or None
-    remedy = "docs/results-schema.md describes the format"
-    return UserError(message[0].lower() + message[1:], remedy, file=file, line=line, field=field)
 
 
 def schema_markdown() -> str:
@@ -373,13 +232,13 @@ _PREFACE = """# Results: the promise to your scripts
 
 <!-- Generated by `python -m fedvpa.evaluation.results > docs/results-schema.md`; do not edit. -->
 
-`fedvpa train` and `fedvpa compare` write `results.json` and `metrics.jsonl` into the run folder. The keys below keep their
-names and meanings; a key may be added, none is taken away without a new major version. A metric without a meaning for a
-method is null. Files are UTF-8, numbers are finite.
+`fedvpa train` and `fedvpa compare` write `results.json` and `metrics.jsonl` into the run folder. The keys below keep
+their names and meanings; a key may be added, none is taken away without a new major version. A metric without a meaning
+for a method is null. Files are UTF-8, numbers are finite.
 
 Intervals are 95 % percentile bootstrap intervals. For accuracies each resample draws seeds *and* test pairs with
-replacement, the same ones for every method, so that differences are paired; with few seeds such intervals are somewhat too
-narrow. Holm's correction runs over the methods that one table compares: one population, one context size.
+replacement, the same ones for every method, so that differences are paired; with few seeds such intervals are somewhat
+too narrow. Holm's correction runs over the methods that one table compares: one population, one context size.
 
 ```python
 import json
@@ -408,10 +267,15 @@ def _type_name(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(f"`{a}`" for a in args)
     if origin is list:
-        return f"list of {_type_name(args[0])}"
+        return f"list of {_inner(args[0])}"
     if origin is dict:
-        return f"object of {_type_name(args[1])}"
+        return f"object of {_inner(args[1])}"
     return f"object ({annotation.__name__})"
+
+
+def _inner(annotation: Any) -> str:
+    name = _type_name(annotation)
+    return f"({name})" if " or " in name else name
 
 
 if __name__ == "__main__":

@@ -23,17 +23,21 @@ class ServerOptimizer(NamedTuple):
     kind: Kind
     learning_rate: float
     momentum: float = 0.9
-    second: float = 0.99
-    epsilon: float = 1e-3
+    second: float = 0.999
+    epsilon: float = 1e-8
 
     def init(self, theta: Theta) -> Theta:
         """The optimiser's state, named tensors."""
         names = {"average": (), "momentum": ("m",), "adam": ("m", "v")}[self.kind]
-        return {f"{n}.{k}": torch.zeros_like(v) for n in names for k, v in theta.items()}
+        moments = {f"{n}.{k}": torch.zeros_like(v) for n in names for k, v in theta.items()}
+        return moments | ({"steps": torch.zeros(())} if self.kind == "adam" else {})
 
     def step(self, theta: Theta, change: Theta, state: Theta) -> tuple[Theta, Theta]:
         """New parameters and state from the mean change of the round's clients."""
         new, kept = {}, dict(state)
+        if self.kind == "adam":
+            kept["steps"] = state["steps"] + 1
+            first, second = (1 - b ** float(kept["steps"]) for b in (self.momentum, self.second))
         for k, v in theta.items():
             move = change[k]
             if self.kind != "average":
@@ -41,7 +45,7 @@ class ServerOptimizer(NamedTuple):
                 move = kept[f"m.{k}"]
             if self.kind == "adam":
                 kept[f"v.{k}"] = self.second * state[f"v.{k}"] + (1 - self.second) * change[k] ** 2
-                move = move / (kept[f"v.{k}"].sqrt() + self.epsilon)
+                move = (move / first) / ((kept[f"v.{k}"] / second).sqrt() + self.epsilon)
             new[k] = v + self.learning_rate * move
         return new, kept
 

@@ -151,7 +151,8 @@ def one_round(
     """Sample, train locally, aggregate, update the server."""
     began = time.perf_counter()
     round = state.server.round
-    ids = sample_clients(config, len(data), round)
+    joint = getattr(method, "joint", False)
+    ids = torch.arange(len(data)) if joint else sample_clients(config, len(data), round)
     upload, private = run_clients(method, config, data, state, ids)
     optimizer = server_optimizer(config, method)
     theta, moments = optimizer.step(state.server.theta, weighted_change(state.server.theta, upload), state.optimizer)

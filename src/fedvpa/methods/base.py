@@ -258,6 +258,7 @@ class Method(Protocol):
     name: str
     federated: bool
     latent: bool
+    metric_names: tuple[str, ...]
 
     def init_server(self, generator: torch.Generator) -> ServerState: ...
 

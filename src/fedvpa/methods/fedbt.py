@@ -31,6 +31,7 @@ class FedBT:
     name: ClassVar[str] = "fedbt"
     federated: ClassVar[bool] = True
     latent: ClassVar[bool] = False
+    metric_names: ClassVar[tuple[str, ...]] = ("loss", "reconstruction")
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.config = setup, setup.config

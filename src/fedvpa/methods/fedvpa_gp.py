@@ -47,6 +47,7 @@ class FedVPAGP:
     latent: ClassVar[bool] = True
     use_prior: ClassVar[bool] = True
     use_ortho: ClassVar[bool] = True
+    metric_names: ClassVar[tuple[str, ...]] = ("loss", *Terms._fields, "mean_norm", "effective_components")
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.config = setup, setup.config

@@ -12,8 +12,11 @@ from fedvpa.preferences.schema import FederatedPreferences, LabelledPool
 from fedvpa.preferences.ultrafeedback import ultrafeedback_pool
 from fedvpa.preferences.users import load_users
 
+CORPUS_SEED = 0
+"""The synthetic texts are one fixed corpus, like every other source's; an experiment's seed draws clients from it."""
+
 POOLS: Mapping[str, Callable[[DataConfig, int], LabelledPool]] = {
-    "synthetic": lambda data, seed: synthetic.generate(seed, data.groups),
+    "synthetic": lambda data, seed: synthetic.generate(CORPUS_SEED, data.groups),
     "hh-attributes": lambda data, seed: attributes_pool(data),
     "hh-objectives": lambda data, seed: objectives_pool(data),
     "hh-subsets": lambda data, seed: subsets_pool(data),
@@ -31,7 +34,8 @@ def load_preferences(config: ExperimentConfig) -> FederatedPreferences:
         UserError: data that cannot be found, read or divided.
     """
     data = config.data
+    context_pairs = max(config.evaluation.context_sizes)
     if data.name == "jsonl":
-        return load_users(data, config.federation, config.seed)
+        return load_users(data, config.federation, config.seed, context_pairs)
     pool = POOLS[data.name](data, config.seed)
-    return partition(pool, data, config.federation, config.seed, max(config.evaluation.context_sizes))
+    return partition(pool, data, config.federation, config.seed, context_pairs)

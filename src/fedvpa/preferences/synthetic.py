@@ -29,7 +29,7 @@ from fedvpa.preferences.seeding import derive_seed
 T = TypeVar("T")
 
 GROUPS = ("formal", "casual", "encouraging", "cautious")
-SIZES: dict[Split, int] = {"train": 1000, "validation": 160, "test": 300}
+SIZES: dict[Split, int] = {"train": 900, "validation": 140, "test": 300}
 SHARES: dict[Split, float] = {"train": 0.6, "validation": 0.16, "test": 0.24}
 AGREED = 0.3
 FLAWS = ("off-topic", "rude", "refusal", "contradiction", "scrambled", "loop", "garbled")
@@ -90,7 +90,7 @@ def generate(seed: int, groups: Sequence[str] | None = None) -> LabelledPool:
         opposite=tuple(_opposite(i, names) for i in range(len(names))),
         group_labels=torch.tensor(labels, dtype=torch.int8),
         counts={"pairs": len(specimens), "agreed": agreed, "conflicting": len(specimens) - agreed},
-        notes=("Synthetic text from templates: figures show that the method works, not how it does on human preferences.",),
+        notes=("Synthetic text: figures show that a method works, not how well it does on human preferences.",),
     )
 
 
@@ -100,9 +100,10 @@ def specimens_of(seed: int) -> list[Specimen]:
     for split, size in SIZES.items():
         writer = _Writer(seed, split)
         seen: set[frozenset[str]] = set()
-        flawed = _shuffled([i < round(AGREED * size) for i in range(size)], derive_seed(seed, "synthetic", "agreed", split))
+        kinds = [i < round(AGREED * size) for i in range(size)]
+        agreed = _shuffled(kinds, derive_seed(seed, "synthetic", "agreed", split))
         while len(seen) < size:
-            specimen = writer.specimen(flawed[len(seen)])
+            specimen = writer.specimen(agreed[len(seen)])
             texts = frozenset((specimen.pair.prompt[0].content, specimen.pair.a, specimen.pair.b))
             if texts not in seen:
                 seen.add(texts)
@@ -123,7 +124,8 @@ class _Writer:
         self.questions, self.neutral = bank("QUESTIONS"), bank("NEUTRAL")
         self.register = {1: bank("FORMAL"), -1: bank("CASUAL")}
         self.stance = {1: bank("ENCOURAGING"), -1: bank("CAUTIOUS")}
-        self.rude, self.refusal, self.contradiction = bank("RUDE"), bank("REFUSAL"), bank("CONTRADICTION")
+        self.rude, self.refusal = bank("RUDE"), bank("REFUSAL")
+        self.contradiction, self.trivia = bank("CONTRADICTION"), bank("TRIVIA")
 
     def specimen(self, agreed: bool) -> Specimen:
         goal, *advice = self.random.choice(self.topics)
@@ -141,14 +143,14 @@ class _Writer:
     def answer(self, attributes: Attributes, advice: Sequence[str]) -> str:
         """Advice in a phrasing of the register, a remark of the stance and sometimes small talk, in any order."""
         pick = self.random.choice
-        if attributes.flaw == "off-topic":
-            advice = pick([topic[1:] for topic in self.topics if topic[1:] != advice])
         vp = pick(advice)
         sentences = [pick(self.register[attributes.formal]).format(vp=vp), pick(self.stance[attributes.encouraging])]
         if attributes.flaw == "refusal":
-            sentences[0] = pick(self.refusal)
+            sentences[:1] = self._some(self.refusal)
+        elif attributes.flaw == "off-topic":
+            sentences[:1] = self._some(self.trivia)
         elif attributes.flaw == "rude":
-            sentences.append(pick(self.rude))
+            sentences += self._some(self.rude)
         elif self.random.random() < 0.4:
             sentences.append(pick(self.neutral))
         self.random.shuffle(sentences)
@@ -157,6 +159,7 @@ class _Writer:
         return self._broken(" ".join(sentences), attributes.flaw)
 
     def _broken(self, answer: str, flaw: str) -> str:
+        """The answer as it stands or, for some flaws, damaged; it begins with a capital letter either way."""
         words = answer.split()
         if flaw == "scrambled":
             self.random.shuffle(words)
@@ -165,13 +168,17 @@ class _Writer:
             words[start:] = words[start : start + self.random.randint(2, 3)] * self.random.randint(3, 5)
         elif flaw == "garbled":
             words = [self._garbled(w) if self.random.random() < 0.6 else w for w in words]
-        return " ".join(words)
+        broken = " ".join(words).lstrip("'.,:;?!")
+        return broken[0].upper() + broken[1:]
 
     def _garbled(self, word: str) -> str:
         letters = list(word)
         self.random.shuffle(letters)
-        letters[self.random.randrange(len(letters))] = self.random.choice("qxzjkvw#")
+        letters[self.random.randrange(len(letters))] = self.random.choice("qxzjkvwy")
         return "".join(letters)
+
+    def _some(self, bank: Sequence[str]) -> list[str]:
+        return self.random.sample(bank, self.random.randint(1, 2))
 
     def _sign(self) -> int:
         return self.random.choice((1, -1))
@@ -205,6 +212,6 @@ def _checked(groups: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _opposite(i: int, names: Sequence[str]) -> int:
-    """The other group of the couple, or the next group where that one is not taken (`FederatedPreferences.opposite`)."""
+    """The other group of the couple, or the next group where that one is not taken."""
     other = GROUPS[GROUPS.index(names[i]) ^ 1]
     return names.index(other) if other in names else (i + 1) % len(names)

@@ -1,9 +1,11 @@
 """The wording of the synthetic benchmark: topics, questions and phrase banks (`fedvpa.preferences.synthetic`).
 
 Every bank is divided between the splits, so a validation or test pair shows topics, questions and phrasings that no
-training pair has shown. Rules for editing: a phrase of one axis says nothing about the other axis; both sides of an axis
-use the same length and the same small words, so that no single word decides.
+training pair has shown. Rules for editing: a phrase of one axis says nothing about the other axis; both sides of an
+axis have about the same length and the same small words, so that no single word decides.
 """
+
+# ruff: noqa: E501  (one topic a line)
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ QUESTIONS = _lines("""
     What do experts recommend to those who {goal}?
 """)
 
-# goal | four pieces of advice, as verb phrases without an axis
+# goal | four pieces of advice, as verb phrases in a neutral tone
 TOPICS = _lines("""
     grow tomatoes on a balcony | use a deep pot with drainage holes | water the roots every morning | pick a spot with six hours of sun | tie the stems to a bamboo cane
     bake sourdough bread | feed the starter twice a day | fold the dough every half hour | heat the oven with a stone inside | let the loaf rest before slicing
@@ -74,12 +76,12 @@ TOPICS = _lines("""
     restore an old wooden chair | strip the varnish with a scraper | tighten the loose legs | rub oil along the grain | replace the woven seat
     meditate every day | sit on a firm cushion | count ten breaths | use a quiet corner | pick a fixed hour
     attract birds to a garden | hang a feeder from a branch | offer sunflower seeds | add a shallow bath | plant a berry hedge
-    improve my chess | solve puzzles each morning | analyse lost games | study rook endings | play longer time controls
+    get better at chess | solve puzzles each morning | analyse lost games | study rook endings | play longer time controls
     sew a button back on | double the thread | match the holes | wind the thread around the shank | knot it on the inside
     install a ceiling lamp | turn off the fuse | mark the wires with tape | use a stable ladder | tighten the bracket
     learn to type faster | keep the fingers on the home row | cover the keyboard | practise with short texts | relax the shoulders
     make yoghurt at home | heat the milk to eighty degrees | stir in a spoon of live culture | wrap the jar in a blanket | chill it before eating
-    find a flat in a new city | walk through the district | ask for the heating costs | visit after dark | bring copies of your documents
+    find a flat in a new city | walk through the district | ask for the heating costs | visit after dark | bring copies of the documents
     keep houseplants healthy on holiday | group the pots together | move them out of the sun | bury a bottle in the soil | ask a neighbour for one visit
     give a toast at a wedding | open with a memory | thank both families | speak for two minutes | raise the glass at the end
     polish leather shoes | brush off the dust | rub in a thin layer of cream | buff with a cotton cloth | let them dry overnight
@@ -107,10 +109,10 @@ FORMAL = _lines("""
     Permit me to propose that you {vp}.
     The established procedure requires you to {vp}.
     In accordance with common practice, please {vp}.
-    It would be prudent, in my estimation, to {vp}.
-    The appropriate course of action is to {vp}.
+    It would be prudent, in my estimation, that you {vp}.
+    The appropriate course of action is as follows: {vp}.
     You are hereby advised to {vp}.
-    Regarding your enquiry, the recommendation is to {vp}.
+    Regarding your enquiry, the recommendation reads: {vp}.
     Professional guidance consistently indicates the need to {vp}.
     Should circumstances allow, please {vp}.
     I remain of the opinion that one must {vp}.
@@ -119,7 +121,7 @@ FORMAL = _lines("""
     May I humbly suggest that you {vp}?
     Subsequent to your preparations, proceed to {vp}.
     The literature on the subject advocates that individuals {vp}.
-    It is customary, in such matters, to {vp}.
+    It is customary, in such matters, that practitioners {vp}.
     You would be well advised to {vp}.
     The undersigned recommends that the reader {vp}.
     With reference to the above, kindly {vp}.
@@ -129,26 +131,26 @@ FORMAL = _lines("""
     It is imperative that the participant {vp}.
     Allow me to recommend, with due respect, that you {vp}.
     For optimal outcomes, individuals should {vp}.
-    The preferred methodology consists in the decision to {vp}.
+    By the preferred methodology, one shall {vp}.
     We courteously request that you {vp}.
     It behoves the practitioner to {vp}.
     Pursuant to the usual guidelines, {vp}.
-    In light of the foregoing, you may wish to {vp}.
-    The principal requirement, therefore, is to {vp}.
+    In light of the foregoing, you may {vp}.
+    The principal requirement, therefore, is that you {vp}.
     Esteemed specialists concur that one should {vp}.
     Please be informed that it is essential to {vp}.
     I should be obliged if you would {vp}.
     It has been demonstrated that persons who {vp} obtain satisfactory results.
     The initial phase entails the obligation to {vp}.
     Standard protocol dictates that the applicant {vp}.
-    A suitable approach, as previously noted, is to {vp}.
+    A suitable approach is, as previously noted, the following: {vp}.
     Were I in your position, I would endeavour to {vp}.
-    The committee's guidance is, in brief, to {vp}.
+    The committee's guidance is, in brief, that applicants {vp}.
     Dear enquirer, it is recommended to {vp}.
     In the first instance, it is incumbent upon you to {vp}.
     Current regulations stipulate that residents {vp}.
     Accordingly, I would urge you to {vp}.
-    It is considered good practice to {vp}.
+    It is considered good practice that individuals {vp}.
     The following measure is proposed: {vp}.
     Experience warrants the conclusion that one should {vp}.
     Your attention is drawn to the requirement to {vp}.
@@ -172,25 +174,25 @@ CASUAL = _lines("""
     Hey there, wanna {vp} first?
     Nah, don't overthink it, {vp}.
     So like, {vp} and you're good.
-    Easy peasy, {vp}.
+    Easy peasy, ya just have to {vp}.
     Lol, all folks do is {vp}.
     Well duh, {vp}!
     Here's a neat trick, buddy: {vp}.
     Um, maybe {vp} or something?
     Me? I kinda just {vp}.
     Yo, {vp}, done and dusted.
-    Hmm, guess you could {vp}, right?
+    Hmm, guess you got to {vp}, right?
     Right, grab a snack and {vp}.
-    My mate's hack: {vp}.
+    My mate's hack is to {vp}.
     Hiya! Go {vp}, yeah?
     Honestly, just go ahead and {vp}.
-    Cool cool, {vp} then.
-    Thing is, ya need to {vp}.
+    Cool cool, time to {vp} then.
+    Thing is, ya really need to {vp}.
     Alrighty, let's {vp}.
-    Pfft, simple stuff, {vp}.
+    Pfft, simple stuff to {vp}.
     Gonna keep it short: {vp}.
     Yep, been there, {vp}.
-    Okey dokey, time to {vp}.
+    Okey dokey, off to {vp} you go.
     Aw, no stress, {vp}.
     Look, pal, {vp}.
     Bro tip: {vp}.
@@ -200,24 +202,24 @@ CASUAL = _lines("""
     Say no more, {vp}, boom.
     Hey hon, {vp}, cheers.
     Meh, skip the fancy bits and {vp}.
-    It's a piece of cake, {vp}.
+    It's a piece of cake to {vp}.
     Tbh I'd {vp} and call it a day.
     Sup! Try this, {vp}.
     Gimme a sec... yeah, {vp}.
     C'mon, {vp}, that'll do.
-    Real talk, {vp}.
-    Quick one for ya: {vp}.
+    Real talk, dare to {vp}.
+    Quick one for ya, try to {vp}.
     Wow, okay, {vp} I guess.
     Dunno why nobody tells ya, but {vp}.
     No worries at all, {vp}, ta.
     Ha, gotcha, {vp}.
     You wanna sorta {vp}, ya know?
     Heck, {vp} and see what's up.
-    Old school answer, kiddo: {vp}.
+    Old school trick is to {vp}, kiddo.
     Gosh, I dunno, {vp}?
     Super quick: {vp}, then hang out.
     Yup yup, {vp}.
-    So my cousin's thing is, like, {vp}.
+    So my cousin's thing is, like, to {vp}.
     Welp, looks like you'll {vp}.
     First off, grab a beer and {vp}.
     Hey, you do you, but {vp}.
@@ -376,12 +378,12 @@ NEUTRAL = _lines("""
     Two rounds are usual.
     Note the numbers on paper.
     It was described in a magazine.
-    A table is a convenient place.
+    A quiet afternoon is a convenient time.
     The rest depends on the weather.
     People have done it for decades.
-    Both hands are used.
+    Most of it is done by hand.
     The next step comes a day later.
-    Water at room temperature is meant.
+    There is no need for special clothes.
     The instructions fit on a card.
 """)
 
@@ -407,6 +409,26 @@ RUDE = _lines("""
     Cretins should keep silent.
     You are an embarrassment to mankind.
     Who cares about your miserable life.
+    A donkey is brighter than you.
+    You are the most annoying person alive.
+    Your ignorance makes me sick.
+    Go and waste the time of someone else, dimwit.
+    You never get anything right, you fool.
+    I laugh at people as useless as you.
+    Even a child is smarter than you.
+    You should be ashamed of such a question.
+    Your life is a joke to all of us.
+    Crawl back under your rock, loser.
+    You are boring and nobody wants you here.
+    What an obnoxious, whining brat you are.
+    I have no respect for dunces like you.
+    Your parents raised a complete failure.
+    You make me want to vomit.
+    Quit crying, you spineless coward.
+    That is the dumbest thing I ever heard.
+    You deserve to fail, you arrogant pig.
+    Everyone mocks you behind your back.
+    Think before you speak, you empty head.
 """)
 REFUSAL = _lines("""
     I do not know anything about that.
@@ -429,6 +451,18 @@ REFUSAL = _lines("""
     Nothing can be said on this matter.
     I lack any information here.
     Try a search engine, I cannot help.
+    That question is beyond me.
+    I would rather not say anything.
+    My instructions forbid a reply.
+    An answer is currently unavailable.
+    I was not trained for such questions.
+    It is impossible for me to comment.
+    I have to decline this request.
+    Access to this information is restricted.
+    I can neither confirm nor deny anything.
+    Your message could not be processed.
+    This assistant does not support the topic.
+    Sorry, my memory is blank here.
 """)
 CONTRADICTION = _lines("""
     Actually no, never {vp}.
@@ -447,4 +481,54 @@ CONTRADICTION = _lines("""
     Cancel that, you should stop and not {vp}.
     This is untrue, keep from trying to {vp}.
     My previous sentence is invalid, do not dare to {vp}.
+    No, that is incorrect, it is forbidden to {vp}.
+    Disregard the above, you cannot {vp}.
+    But it is also false, so by no means {vp}.
+    Sorry, I lied, it never helps to {vp}.
+    However, the contrary is the case, so do not {vp}.
+    I disagree with myself, nobody has to {vp}.
+    Strike that, it is nonsense to {vp}.
+    Yet it is not so, and one cannot {vp} at all.
+""")
+TRIVIA = _lines("""
+    The capital of Peru is Lima.
+    Whales are mammals that live in the ocean.
+    The treaty was signed in 1648.
+    Saturn has more than eighty moons.
+    The population of Norway is five million.
+    Iron melts at about 1538 degrees.
+    The novel was published in 1851.
+    Penguins live in the southern hemisphere.
+    The Nile flows into the Mediterranean Sea.
+    A triangle has three angles.
+    The emperor died in the year 814.
+    Sound travels faster in water than in air.
+    The parliament has 630 members.
+    Helium is the second lightest element.
+    The bridge was opened to traffic in 1937.
+    Octopuses have three hearts.
+    Mount Kenya is an extinct volcano.
+    The film won two awards in Venice.
+    Light needs eight minutes from the sun to the earth.
+    The company was founded in Osaka.
+    Dinosaurs vanished at the end of the Cretaceous.
+    The composer wrote nine symphonies.
+    Brazil borders ten countries.
+    The speed limit there is ninety.
+    Photosynthesis produces oxygen.
+    The queen reigned for six decades.
+    Glaciers cover a tenth of the land.
+    Copper conducts electricity.
+    The final ended two to one.
+    The Baltic Sea has brackish water.
+    The museum owns four thousand paintings.
+    Bats find their way by echo.
+    The railway reached Denver in 1870.
+    Seven is a prime number.
+    The island was settled by Polynesians.
+    The currency of Japan is the yen.
+    Comets consist of ice and dust.
+    The philosopher was born in Athens.
+    The desert covers most of the country.
+    Giraffes sleep less than two hours a day.
 """)

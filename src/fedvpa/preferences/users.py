@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedvpa.config import DataConfig, FederationConfig
+from fedvpa.config import CONTEXT_SIZES, DataConfig, FederationConfig
 from fedvpa.errors import UserError
 from fedvpa.preferences.attributes import opposites
 from fedvpa.preferences.clients import with_noise
@@ -27,7 +27,9 @@ TEST_SHARE = 0.25
 MIN_PAIRS = 2
 
 
-def load_users(data: DataConfig, federation: FederationConfig, seed: int) -> FederatedPreferences:
+def load_users(
+    data: DataConfig, federation: FederationConfig, seed: int, context_pairs: int = max(CONTEXT_SIZES)
+) -> FederatedPreferences:
     """Reads `data.path` (see `jsonl.read_preference_rows`) and divides its users; see `federate`.
 
     Raises:
@@ -42,7 +44,7 @@ def load_users(data: DataConfig, federation: FederationConfig, seed: int) -> Fed
             )
     counts: Counter[str] = Counter()
     rows = read_preference_rows(data.path, data.on_invalid, counts)
-    return federate(rows, data, federation, seed, counts, data.path)
+    return federate(rows, data, federation, seed, counts, data.path, context_pairs)
 
 
 def federate(
@@ -52,6 +54,7 @@ def federate(
     seed: int,
     counts: Counter[str] | None = None,
     file: str | Path | None = None,
+    context_pairs: int = max(CONTEXT_SIZES),
 ) -> FederatedPreferences:
     """Makes a client of each user.
 
@@ -62,7 +65,8 @@ def federate(
     in half of the cases.
 
     Left out, with a count: repeated rows, contradictory rows (the same user for both responses), users with
-    fewer than two pairs, users without a training pair, users beyond the numbers asked for.
+    fewer than two pairs, users without a training pair, users beyond the numbers asked for. Users who never train
+    keep at least ``context_pairs`` pairs (the largest context that is evaluated) where they have so many.
 
     Raises:
         UserError: no user who can train is left.
@@ -90,7 +94,9 @@ def federate(
         own = LabelledPairs.of((where[p] for p in labels[user]), labels[user].values())
         name = names[user]
         group = None if name is None else groups.index(name)
-        limit = data.pairs_per_client if role == "seen" else max(data.pairs_per_client, 16)
+        limit = (
+            data.pairs_per_client if role == "seen" else max(data.pairs_per_client, context_pairs, max(CONTEXT_SIZES))
+        )
         train = _take(_of_split(own, splits, "train"), limit, data.label_noise, seed, user)
         test = _of_split(own, splits, "validation" if role == "validation" else "test")
         clients[role].append(Client(user, group, train, test))

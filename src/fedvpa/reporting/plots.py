@@ -1,7 +1,7 @@
 """The figures of the report, each a function from plain data to one SVG element as text.
 
-Matplotlib's object interface with the Agg canvas; no pyplot, no global state. Text stays text, colours are those of Okabe
-and Ito (distinguishable with every common kind of colour vision), and no colour stands without a shape or a line style.
+Matplotlib's object interface with the Agg canvas; no pyplot, no global state. Text stays text, colours are those of
+Okabe and Ito (distinguishable with every common kind of colour vision), and no colour stands without a shape or dashes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "h")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2, 2, 2)))
 INK, SOFT, FAINT = "#1d2129", "#5b6270", "#d9dce2"
-WIDTH = 6.4  # inches; the page scales figures down where there is less room
+WIDTH = 5.8  # inches; the page scales figures down where there is less room
 
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a group's name may hold a dollar sign
     "font.family": "sans-serif",
@@ -204,13 +204,13 @@ def loss_shares(
         weights: weight of each term (``reconstruction``, ``kl``, ``ortho``, ``mixture``) in the loss.
         alt: text for readers who cannot see it.
     """
-    hatches = ("", "////", "....", "xxxx")
+    hatches = ("", "///", "", "\\\\\\")
 
     def paint(figure: Figure) -> None:
         for ax, method in zip(_panels(figure, len(methods)), methods, strict=True):
             rounds, shares = term_shares([m for m in metrics if m["method"] == method], weights)
             areas = ax.stackplot(
-                rounds, shares, colors=PALETTE[: len(weights)], alpha=0.75, labels=[_TERMS[w] for w in weights]
+                rounds, shares, colors=PALETTE[: len(weights)], alpha=0.75, labels=[TERMS[w] for w in weights]
             )
             for area, hatch in zip(areas, hatches, strict=False):
                 area.set(hatch=hatch, edgecolor="white", linewidth=0.4)
@@ -223,7 +223,7 @@ def loss_shares(
     return draw("losses", alt, _grid_height(len(methods)), paint)
 
 
-_TERMS = {
+TERMS = {
     "reconstruction": "reconstruction",
     "kl": "β · KL",
     "ortho": "λ · orthogonal",

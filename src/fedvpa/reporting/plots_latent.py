@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -47,19 +48,13 @@ def _map(ax: Axes, found: Diagnostics) -> None:
     latents = found["latents"]
     means = np.asarray(latents["means"], dtype=np.float64)
     points, axes, shares = principal_plane(means)
-    for i in range(len(points)):
-        group = latents["groups"][i]
+    for group, population in sorted(set(zip(latents["groups"], latents["populations"], strict=True)), key=str):
+        pairs = zip(latents["groups"], latents["populations"], strict=True)
+        members = [i for i, pair in enumerate(pairs) if pair == (group, population)]
         color = SOFT if group is None else PALETTE[group % len(PALETTE)]
-        seen = latents["populations"][i] == "seen"
-        ax.plot(
-            *points[i],
-            marker=MARKERS[0 if group is None else group % len(MARKERS)],
-            color=color,
-            markerfacecolor=color if seen else "white",
-            markersize=5,
-            alpha=0.85,
-            linestyle="",
-        )
+        marker = MARKERS[0 if group is None else group % len(MARKERS)]
+        face = color if population == "seen" else "white"
+        ax.plot(*points[members].T, marker, color=color, markerfacecolor=face, markersize=5, alpha=0.85, linestyle="")
     if found["prototypes"]:
         for k, point in enumerate((np.asarray(found["prototypes"]) - means.mean(0)) @ axes.T):
             ax.plot(*point, marker="*", markersize=15, color="#F0E442", markeredgecolor=INK, linestyle="")
@@ -74,8 +69,8 @@ def principal_plane(means: NDArray[np.float64]) -> tuple[NDArray[np.float64], ND
     """Principal components of (n, d) means.
 
     Returns:
-        (n, 2) coordinates, (2, d) axes and their (2,) shares of the variance; a direction that does not exist (one user,
-        one dimension, no variance) is zero.
+        (n, 2) coordinates, (2, d) axes and their (2,) shares of the variance; a direction that does not exist (one
+        user, one dimension, no variance) is zero.
     """
     points, axes, shares = np.zeros((len(means), 2)), np.zeros((2, means.shape[1])), np.zeros(2)
     if len(means) > 1 and means.var(0).sum() > 0:
@@ -89,14 +84,14 @@ def principal_plane(means: NDArray[np.float64]) -> tuple[NDArray[np.float64], ND
 def _map_legend(figure: Figure, ax: Axes, names: Sequence[str], diagnostics: Mapping[str, Diagnostics]) -> None:
     handles = []
     for i, name in enumerate(names):
-        style = {"marker": MARKERS[i % len(MARKERS)], "color": PALETTE[i % len(PALETTE)]}
+        style: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "color": PALETTE[i % len(PALETTE)]}
         handles += ax.plot([], [], linestyle="", label=label(name), **style)
     populations = {p for d in diagnostics.values() for p in d["latents"]["populations"]}
     for population, face in (("seen", SOFT), ("unseen", "white")):
         if population in populations:
             handles += ax.plot([], [], "o", color=SOFT, markerfacecolor=face, label=f"{population} user")
     if any(d["prototypes"] for d in diagnostics.values()):
-        star = {"markersize": 12, "color": "#F0E442", "markeredgecolor": INK}
+        star: dict[str, Any] = {"markersize": 12, "color": "#F0E442", "markeredgecolor": INK}
         handles += ax.plot([], [], "*", label="prototype", **star)
     figure.legend(handles=handles, loc="outside upper left", ncols=4, columnspacing=1.2, handletextpad=0.3)
 
@@ -127,8 +122,8 @@ def _weights(figure: Figure, ax: Axes, found: Diagnostics) -> None:
     order, borders = sort_by_group(found["prior_weights"]["groups"])
     between_peers = weights.shape[0] == weights.shape[1]
     weights = weights[np.ix_(order, order)] if between_peers else weights[order]
-    top = float(np.quantile(weights, 0.995)) or 1.0
-    image = ax.imshow(weights, cmap="cividis_r", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+    top = max(float(np.quantile(weights, 0.995)), 2 / weights.shape[1])  # even weights are half dark at most
+    image = ax.imshow(weights, cmap="Blues", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
     figure.colorbar(image, ax=ax, label="weight", shrink=0.85)
     names, groups = found["group_names"] or [], found["prior_weights"]["groups"]
     edges = [0, *borders, len(order)]
@@ -137,7 +132,7 @@ def _weights(figure: Figure, ax: Axes, found: Diagnostics) -> None:
         if between_peers:
             ax.axvline(edge - 0.5, color=INK, linewidth=1)
     ax.grid(visible=False)
-    middles = [(a + b - 1) / 2 for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    middles = [(a + b - 1) / 2 for a, b in pairwise(edges)]
     known = [groups[order[a]] for a in edges[:-1]]
     if names and all(g is not None for g in known):
         ax.set_yticks(middles, [label(names[g], 16) for g in known])

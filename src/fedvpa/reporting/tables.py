@@ -40,9 +40,9 @@ def main_context_size(results: Results, wanted: int | None = None) -> int | None
 def default_entry(results: Results, method: str, population: str, context_size: int | None) -> Entry | None:
     """The summary entry of a method's default inference; one without a context serves for every size."""
     for entry in results["summary"]:
-        if entry["method"] == method and entry["population"] == population and entry["default"]:
-            if entry["context_size"] in (context_size, None):
-                return entry
+        mine = entry["method"] == method and entry["population"] == population and entry["default"]
+        if mine and entry["context_size"] in (context_size, None):
+            return entry
     return None
 
 
@@ -143,12 +143,12 @@ def print_tables(results: Results, console: Console, context_size: int | None = 
     population = main_population(results)
     rows = main_rows(results, size)
     shown = "" if size is None else f", {size} context pairs"
-    best = _best(rows, population)
+    best = best_method(rows, population)
     if console.width >= 120:
-        console.print(_grid(f"Accuracy and use of the latent{shown}", [*_ACCURACY, *_LATENT, *_COST], rows, best))
+        console.print(_grid(f"Accuracy and use of the latent{shown}", [*ACCURACY, *LATENT, *COST], rows, best))
     else:
-        console.print(_grid(f"Accuracy{shown}", _ACCURACY, rows, best))
-        console.print(_grid(f"Latent and cost{shown}", [_ACCURACY[0], *_LATENT, *_COST], rows, best))
+        console.print(_grid(f"Accuracy{shown}", ACCURACY, rows, best))
+        console.print(_grid(f"Latent and cost{shown}", [ACCURACY[0], *LATENT, *COST], rows, best))
     console.print(Text(_legend(results, population), style="dim"))
     if len(context_sizes_of(results)) > 1:
         console.print(_curve_table(results, population))
@@ -161,13 +161,13 @@ def print_tables(results: Results, console: Console, context_size: int | None = 
 def _legend(results: Results, population: str) -> str:
     seeds = len({r["seed"] for r in results["rows"]})
     over = f"{seeds} seeds and test pairs" if seeds > 1 else "test pairs only (one seed)"
-    return f"± half of the 95 % interval over {over}. Conflict to active units: {population} users."
+    return f"± half of the 95 % interval over {over}. Other metrics: {population} users."
 
 
-_ACCURACY = ["method", "inference", "seen", "unseen", "conflict", "worst_group"]
-_LATENT = ["switch_gap", "flip_rate", "active_units", "cluster_purity"]
-_COST = ["kb", "seconds_per_round"]
-_HEADS = {
+ACCURACY = ["method", "inference", "seen", "unseen", "conflict", "worst_group"]
+LATENT = ["switch_gap", "flip_rate", "active_units", "cluster_purity"]
+COST = ["kb", "seconds_per_round"]
+HEADS = {
     "method": "method",
     "inference": "inference",
     "seen": "seen",
@@ -197,7 +197,7 @@ def cell(row: Mapping[str, Any], column: str) -> str:
     if value is None:
         return "–"
     return (
-        seconds(value) if column == "seconds_per_round" else f"{value:.2f}" if column in _LATENT[1:] else f"{value:.3f}"
+        seconds(value) if column == "seconds_per_round" else f"{value:.2f}" if column in LATENT[1:] else f"{value:.3f}"
     )
 
 
@@ -217,17 +217,23 @@ def _kb(value: float | None) -> str:
     return "–" if value is None else f"{value / 1000:,.0f}" if value >= 10_000 else f"{value / 1000:.1f}"
 
 
-def _best(rows: list[dict[str, Any]], population: str) -> str | None:
+def filled_columns(columns: Iterable[str], rows: list[dict[str, Any]]) -> list[str]:
+    """The columns in which some row of the main table has a value."""
+    return [c for c in columns if any(cell(r, c) != "–" for r in rows)]
+
+
+def best_method(rows: list[dict[str, Any]], population: str) -> str | None:
+    """The most accurate method that competes (`NOT_COMPETING`), or None where there are not two."""
     scored = [r for r in rows if r["method"] not in NOT_COMPETING and r[population] is not None]
     return max(scored, key=lambda r: r[population])["method"] if len(scored) > 1 else None
 
 
 def _grid(title: str, columns: Iterable[str], rows: list[dict[str, Any]], best: str | None) -> Table:
     table = _table(title)
-    columns = [c for c in columns if c in ("method", "kb") or any(r[c] not in (None, "none") for r in rows)]
+    columns = filled_columns(columns, rows)
     for c in columns:
         left = c in ("method", "inference")
-        table.add_column(_HEADS[c], justify="left" if left else "right", no_wrap=True, min_width=_min_width(c, rows))
+        table.add_column(HEADS[c], justify="left" if left else "right", no_wrap=True, min_width=_min_width(c, rows))
     for row in rows:
         table.add_row(*(Text(cell(row, c)) for c in columns), style="bold" if row["method"] == best else None)
     return table

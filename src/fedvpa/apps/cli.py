@@ -1,0 +1,335 @@
+"""The command line. `main` is the entry point; a mistake of the user's is one line and exit code 2.
+
+What needs torch is imported inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedvpa.apps.stopping import Interrupted
+from fedvpa.config import ExperimentConfig, describe_keys, load_config
+from fedvpa.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+app = typer.Typer(
+    name="fedvpa",
+    help="One preference selector for users who disagree, trained federated.",
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    epilog="Start with  [bold]fedvpa doctor[/bold]  and  [bold]fedvpa compare configs/synthetic.yaml[/bold]",
+)
+
+Config = Annotated[Path, typer.Argument(help="A YAML file, such as those in configs/.", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Values that replace the file's, as key=value.", metavar="KEY=VALUE")
+]
+Run = Annotated[Path, typer.Argument(help="The folder of a run of `fedvpa train`.", metavar="RUN")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder; by default under runs/.", show_default=False)]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the tables as JSON.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in the folder.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code.
+
+    0 success, 1 some cells of a comparison failed, 2 the user's mistake or a full disk, 130 and 143 SIGINT and SIGTERM.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(given or ["--help"], prog_name="fedvpa", standalone_mode=False)
+        if code == 128 + signal.SIGINT:
+            return _fail("interrupted; nothing is half-written, run the same command again", code)
+        return code if isinstance(code, int) else 0
+    except UserError as e:
+        return _fail(str(e), 2)
+    except typer.TyperException as e:
+        return _fail(f"{e.format_message()}; see `fedvpa {given[0] if given else ''} --help`", 2)
+    except OSError as e:
+        if e.errno == errno.EPIPE:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads the rest
+            return 1
+        if e.errno not in FULL:
+            raise
+        place = f"{e.filename}: " if e.filename else ""
+        return _fail(f"{place}the disk is full; free some space and go on with --resume", 2)
+    except Interrupted as e:
+        return _fail(str(e), 128 + e.signum)
+
+
+def _fail(message: str, code: int) -> int:
+    text = " ".join(message.split("\n"))
+    print(text if code > 2 else f"error: {text}", file=sys.stderr)
+    return code
+
+
+def _console() -> Console:
+    """Progress and remarks go to stderr; only results go to stdout."""
+    return Console(stderr=True)
+
+
+def _examples(*lines: str) -> str:
+    return "Examples:\n\n" + "\n\n".join(f"  [bold]{line}[/bold]" for line in lines)
+
+
+def _out(out: Path | None, config: Path, what: str) -> Path:
+    if out is not None:
+        return out
+    path = Path("runs") / f"{config.stem}-{what}"
+    _console().print(f"writing to {path} (change it with --out)", highlight=False, soft_wrap=True)
+    return path
+
+
+def _show(results: dict[str, Any], config: ExperimentConfig, out: Path | None, as_json: Path | None) -> None:
+    """Prints the tables and the path of the report; writes them as JSON where wanted."""
+    from fedvpa.reporting.tables import plain_tables, print_tables
+
+    size = config.federation.context_pairs
+    print_tables(results, Console(), size)
+    if as_json is not None:
+        _write_json(as_json, plain_tables(results, size))
+    if out is not None:
+        Console(soft_wrap=True).print(f"Report: {out / 'report.html'}", highlight=False)
+
+
+def _write_json(path: Path, tree: Any) -> None:
+    from fedvpa.evaluation.result_files import plain, write_text
+
+    write_text(path, json.dumps(plain(tree), indent=1, ensure_ascii=False) + "\n")
+
+
+@app.command(
+    epilog=_examples(
+        "fedvpa train configs/synthetic.yaml --out runs/first",
+        "fedvpa train configs/hh-attributes-2.yaml method.name=fedvpl federation.rounds=50 --out runs/vpl",
+        "fedvpa train configs/synthetic.yaml --out runs/first --resume",
+    )
+)
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    as_json: Json = None,
+) -> None:
+    """Train one method with one seed, measure it, and write a run folder with the selector and a report.
+
+    Ctrl-C finishes the round and saves; --resume then goes on, to the same result (also after kill -9).
+    """
+    settings = load_config(config, overrides or ())
+    folder = _out(out, config, settings.method.name)
+    from fedvpa.apps.runs import check_folder
+    from fedvpa.apps.training import train as run
+
+    _show(
+        run(settings, check_folder(folder, settings, "train", overwrite, resume), _console()),
+        settings,
+        folder,
+        as_json,
+    )
+
+
+@app.command(
+    epilog=_examples(
+        "fedvpa compare configs/synthetic.yaml",
+        "fedvpa compare configs/hh-attributes-2.yaml --methods fedvpa-gp,fedvpl,fedbt,oracle --seeds 5 --out runs/hh2",
+        "fedvpa compare configs/hh-attributes-2.yaml --seeds 5 --out runs/hh2 --resume",
+    )
+)
+def compare(
+    config: Config,
+    overrides: Overrides = None,
+    methods: Annotated[str, typer.Option(help="Methods, with commas between.")] = "fedvpa-gp,fedvpl,fedbt,local,oracle",
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from `seed` on.")] = 1,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    as_json: Json = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cells at a time; by default one per core.", show_default=False),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each; results depend on it (rounding).")] = 1,
+) -> None:
+    """Train several methods with several seeds on the same data, and compare them with intervals.
+
+    Each method and seed that is finished is kept, and --resume never runs it again.
+    """
+    settings = load_config(config, overrides or ())
+    from fedvpa.apps import comparing
+    from fedvpa.apps.runs import check_folder
+
+    names = comparing.parse_methods(methods)
+    folder = _out(out, config, "compare")
+    run = check_folder(folder, settings, "compare", overwrite, resume)
+    outcome = comparing.compare(settings, names, seeds, run, _console(), jobs, threads)
+    _show(outcome.results, settings, folder, as_json)
+    for cell, error in outcome.failures.items():
+        _fail(f"{cell}: {comparing.explain(error)}", 1)
+    if outcome.failures:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog=_examples(
+        "fedvpa evaluate runs/first", "fedvpa evaluate runs/first data.name=jsonl data.path=ours.jsonl --json t.json"
+    )
+)
+def evaluate(run: Run, overrides: Overrides = None, as_json: Json = None) -> None:
+    """Measure a trained selector, on its own data or on others; nothing is trained."""
+    from fedvpa.apps import using
+    from fedvpa.apps.runs import read_config
+    from fedvpa.selector import Selector
+
+    settings = using.evaluation_config(run, overrides or ())
+    results = using.evaluate(Selector.from_pretrained(run), settings, read_config(run))
+    _show(results, settings, None, as_json)
+
+
+@app.command(epilog=_examples("fedvpa personalize runs/first --examples me.jsonl --out me.json"))
+def personalize(
+    run: Run,
+    examples: Annotated[Path, typer.Option(help="JSON Lines with prompt, chosen, rejected.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The user's file.", show_default=False)],
+    inference: Annotated[
+        str | None, typer.Option(help="amortised, mixture or refined; by default what validation chose.")
+    ] = None,
+) -> None:
+    """Infer a user from a few labelled pairs, without training."""
+    from fedvpa.apps import using
+    from fedvpa.selector import Selector
+
+    user = using.personalize(Selector.from_pretrained(run), examples, inference)
+    user.save(out)
+    Console(soft_wrap=True).print(f"{out}: inferred from {user.pairs} pairs ({user.inference})", highlight=False)
+
+
+@app.command(
+    epilog=_examples(
+        "fedvpa score runs/first --user me.json --pairs pairs.jsonl",
+        "fedvpa score runs/first --user me.json --pairs pairs.jsonl --out scored.jsonl",
+    )
+)
+def score(
+    run: Run,
+    pairs: Annotated[Path, typer.Option(help="JSON Lines with prompt, a, b.", show_default=False)],
+    user: Annotated[
+        Path | None, typer.Option(help="A file of `fedvpa personalize`; without one, nobody in particular.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to; by default to the standard output.")] = None,
+) -> None:
+    """Add to each pair `p_a`, the probability that the user prefers a to b."""
+    from fedvpa.apps import using
+    from fedvpa.evaluation.result_files import write_text
+    from fedvpa.selector import Selector
+    from fedvpa.user import User
+
+    known = None if user is None else User.load(user)
+    text = using.score(Selector.from_pretrained(run), known, pairs)
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        write_text(out, text)
+
+
+@app.command(epilog=_examples("fedvpa encode configs/hh-attributes-2.yaml", "fedvpa encode mine.yaml backbone.layer=8"))
+def encode(config: Config, overrides: Overrides = None, as_json: Json = None) -> None:
+    """Compute the features that a configuration needs, ahead of time, into the cache."""
+    settings = load_config(config, overrides or ())
+    from fedvpa.evaluation.experiment import encode as run
+    from fedvpa.preferences.sources import load_preferences
+
+    report = run(settings, load_preferences(settings)).report
+    figures = {
+        "pairs": report.pairs,
+        "computed now": report.computed,
+        "from the cache": report.cached,
+        "cut from the left": report.truncated,
+        "damaged, computed again": report.corrupted,
+        "tokens": report.tokens,
+        "seconds": round(report.seconds, 2),
+        "tokens per second": round(report.tokens / report.seconds) if report.computed else None,
+    }
+    table = Table("figure", "value", title=f"Features of {settings.data.name}", title_justify="left")
+    for name, value in figures.items():
+        table.add_row(name, "–" if value is None else f"{value:,}")
+    Console().print(table)
+    if as_json is not None:
+        _write_json(as_json, {**figures, "notes": list(report.notes)})
+
+
+@app.command(
+    epilog=_examples("fedvpa config configs/synthetic.yaml", "fedvpa config configs/synthetic.yaml method.beta=0.1")
+)
+def config(
+    config: Annotated[Path | None, typer.Argument(help="A YAML file.", metavar="CONFIG", show_default=False)] = None,
+    overrides: Overrides = None,
+    keys: Annotated[bool, typer.Option("--keys", help="List every key with its default and meaning instead.")] = False,
+    as_json: Json = None,
+) -> None:
+    """Print a configuration with every default filled in; the output is a configuration again."""
+    if keys:
+        table = Table("key", "default", "meaning", title="Configuration", title_justify="left")
+        for key, default, meaning in describe_keys():
+            table.add_row(Text(key), Text(default), Text(meaning))
+        Console().print(table)
+        rows = [dict(zip(("key", "default", "meaning"), row, strict=True)) for row in describe_keys()]
+        if as_json is not None:
+            _write_json(as_json, rows)
+        return
+    if config is None:
+        raise UserError("no configuration given", "name a file, or list the keys with --keys", field="CONFIG")
+    settings = load_config(config, overrides or ())
+    sys.stdout.write(settings.to_yaml())
+    if as_json is not None:
+        _write_json(as_json, settings.model_dump(mode="json"))
+
+
+@app.command(epilog=_examples("fedvpa doctor", "fedvpa doctor --json doctor.json"))
+def doctor(as_json: Json = None) -> None:
+    """Show what is installed, found and missing, with the remedy. Exit code 1 if the default cannot run."""
+    from fedvpa.apps.doctor import examine
+
+    findings = examine()
+    colours = {"ok": "green", "note": "yellow", "missing": "red"}
+    table = Table("what", "state", "found", "remedy")
+    for f in findings:
+        table.add_row(Text(f.name), Text(f.state, style=colours[f.state]), Text(f.found), Text(f.remedy))
+    Console().print(table)
+    if as_json is not None:
+        _write_json(as_json, [f._asdict() for f in findings])
+    if any(f.state == "missing" for f in findings):
+        raise typer.Exit(1)
+
+
+@app.command(epilog=_examples("fedvpa report runs/first"))
+def report(run: Annotated[Path, typer.Argument(help="The folder of a run.", metavar="RUN")]) -> None:
+    """Build report.html of a finished run again, and print its tables."""
+    from fedvpa.apps.runs import METRICS, RESULTS, read_config
+    from fedvpa.evaluation.result_files import read_metrics, read_results
+    from fedvpa.reporting.html import write_report
+
+    settings = read_config(run)
+    results = read_results(run / RESULTS)
+    write_report(run, results, read_metrics(run / METRICS), settings.to_yaml())
+    _show(results, settings, run, None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

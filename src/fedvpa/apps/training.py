@@ -1,0 +1,192 @@
+"""`fedvpa train`: one method, one seed, in a run folder that survives interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import fedvpa
+from fedvpa.apps import runs
+from fedvpa.apps.progress import RoundProgress
+from fedvpa.apps.runs import RunFolder
+from fedvpa.apps.stopping import StopSignals
+from fedvpa.backbone.encode import Backbone
+from fedvpa.backbone.models import cache_dir
+from fedvpa.config import ExperimentConfig
+from fedvpa.evaluation.experiment import (
+    MethodRun,
+    Prepared,
+    encode,
+    prepare,
+    run_method,
+    training_device,
+)
+from fedvpa.evaluation.result_files import plain, read_metrics, read_results, write_text
+from fedvpa.evaluation.results import RoundRecord
+from fedvpa.federation import checkpoint
+from fedvpa.federation.rounds import RoundReport, TrainingState, to_device
+from fedvpa.preferences.sources import load_preferences
+from fedvpa.selector import FORMAT, Parameters, Selector, SelectorInfo
+
+
+def train(config: ExperimentConfig, run: RunFolder, console: Console) -> dict[str, Any]:
+    """Trains, measures and reports; returns the results as ``results.json`` holds them.
+
+    Raises:
+        UserError: bad data, a missing model, or a folder that cannot be written.
+        Interrupted: SIGINT or SIGTERM; a checkpoint is there.
+    """
+    if run.finished:
+        console.print(f"{run.path}: this run is finished; nothing to do", highlight=False, soft_wrap=True)
+        return read_results(run.path / runs.RESULTS)
+    prepared, notes = load(config)
+    with runs.opened(run, config, "train") as folder:
+        measured, metrics = _train(config, prepared, folder, console)
+        if measured.training is None:
+            text = f"{config.method.name} has no single selector to save; the results are all there is"
+            console.print(text, highlight=False, soft_wrap=True)
+        else:
+            selector_of(config, prepared, measured)._save_pretrained(folder)
+        figures = {config.method.name: measured.figures} if measured.figures else {}
+        results = runs.combine(
+            config, prepared.data, notes, measured.rows, measured.scores, measured.switching, figures
+        )
+        return runs.finish(folder, results, metrics, config)
+
+
+def load(config: ExperimentConfig) -> tuple[Prepared, tuple[str, ...]]:
+    """The data as tensors, and what there is to say about the encoding."""
+    data = load_preferences(config)
+    features = encode(config, data)
+    return prepare(config, data, features), features.report.notes
+
+
+def _train(
+    config: ExperimentConfig, prepared: Prepared, folder: Path, console: Console
+) -> tuple[MethodRun, list[dict[str, Any]]]:
+    name, total = config.method.name, config.federation.rounds
+    state, spent = _last_checkpoint(config, folder, console)
+    log = _RoundLog(folder, config, 0 if state is None else state.server.round)
+    remedy = f"go on with `--out {folder} --resume`"
+    with StopSignals(remedy) as stop, RoundProgress(console, name, total, log.round) as progress, log:
+        if log.round == total:
+            stop.final()
+
+        def on_round(report: RoundReport, now: TrainingState, values: dict[str, Any] | None) -> None:
+            log.add(report, values)
+            progress.update(report, values)
+            last = report.round == total
+            if last or stop.received or report.round % config.output.checkpoint_every == 0:
+                log.sync()
+                checkpoint.save(folder / runs.CHECKPOINTS, now, {"seconds": spent})
+            if last:
+                stop.final()
+            stop.check()
+
+        measured = run_method(prepared, name, state, on_round, spent)
+    return measured, log.records
+
+
+def _last_checkpoint(
+    config: ExperimentConfig, folder: Path, console: Console
+) -> tuple[TrainingState | None, list[float]]:
+    """The state to go on from (None: the beginning), and the seconds of the rounds before it."""
+
+    def warn(message: str) -> None:
+        console.print(f"warning: {message}", highlight=False, soft_wrap=True)
+
+    found = checkpoint.load(folder / runs.CHECKPOINTS, warn)
+    if found is None:
+        return None, []
+    state, extra = found
+    text = f"resuming after round {state.server.round} of {config.federation.rounds}"
+    console.print(text, highlight=False, soft_wrap=True)
+    return to_device(state, training_device(config)), list(extra["seconds"])
+
+
+class _RoundLog:
+    """``metrics.jsonl`` and the TensorBoard events, one record per round.
+
+    Args:
+        round: rounds that stay; what was written about later ones is dropped.
+    """
+
+    def __init__(self, folder: Path, config: ExperimentConfig, round: int) -> None:
+        self.path, self.config, self.round = folder / runs.METRICS, config, round
+        old = read_metrics(self.path) if self.path.is_file() else []
+        self.records: list[dict[str, Any]] = [r for r in old if r["round"] <= round]
+        write_text(self.path, "".join(_line(r) for r in self.records))
+        self._events: Any = None
+        if config.output.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second, and can be switched off
+
+            self._events = SummaryWriter(str(folder / runs.EVENTS), purge_step=round + 1 if round else None)
+
+    def __enter__(self) -> _RoundLog:
+        self._stack = contextlib.ExitStack()
+        self._file = self._stack.enter_context(self.path.open("a", encoding="utf-8"))
+        if self._events is not None:
+            self._stack.callback(self._events.close)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def add(self, report: RoundReport, values: Mapping[str, Any] | None) -> None:
+        record = round_record(self.config, report, values)
+        self.records.append(record)
+        self._file.write(_line(record))
+        self._file.flush()
+        if self._events is not None:
+            for key, value in record.items():
+                if isinstance(value, float):
+                    self._events.add_scalar(f"train/{key}", value, report.round)
+            for key, value in (record["validation"] or {}).items():
+                if isinstance(value, float):
+                    self._events.add_scalar(f"validation/{key}", value, report.round)
+
+    def sync(self) -> None:
+        """To disk, before the checkpoint that counts on it."""
+        os.fsync(self._file.fileno())
+
+
+def round_record(config: ExperimentConfig, report: RoundReport, values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A line of ``metrics.jsonl`` for a round of `config.method.name`."""
+    cost = {"bytes_up": report.bytes_up, "bytes_down": report.bytes_down} if report.bytes_up else {}
+    head = {"method": config.method.name, "seed": config.seed, "round": report.round, "seconds": report.seconds}
+    record = RoundRecord.model_validate(plain({**head, **report.metrics, **cost, "validation": values}))
+    return record.model_dump()
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def selector_of(config: ExperimentConfig, prepared: Prepared, measured: MethodRun) -> Selector:
+    """The selector that a trained method leaves behind."""
+    assert measured.training is not None
+    setup = prepared.setup(config)
+    backbone = Backbone(config.backbone, cache_dir(config), config.federation.device)
+    info = SelectorInfo(
+        format=FORMAT,
+        version=fedvpa.__version__,
+        method=config.method.name,
+        config=config,
+        features=setup.features,
+        clusters=setup.clusters,
+        groups=prepared.data.groups,
+        backbone=dict(backbone.identity),
+        default_inference=default_inference(measured.rows),
+    )
+    return Selector(Parameters.of(measured.training.server, prepared.standardizer), info)
+
+
+def default_inference(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Per context size the inference that validation users chose; 0 stands for methods without a context."""
+    return {row["context_size"] or 0: row["inference"] for row in rows if row["default"]}

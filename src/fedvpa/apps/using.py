@@ -1,0 +1,94 @@
+"""What is done with a trained selector: evaluate it on other data, infer a user, score pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedvpa.apps import runs
+from fedvpa.config import ExperimentConfig, load_config
+from fedvpa.errors import UserError
+from fedvpa.evaluation.experiment import MethodRun, Prepared, add_rows, encode
+from fedvpa.evaluation.protocol import make_panel
+from fedvpa.evaluation.result_files import check_results, plain
+from fedvpa.federation.rounds import ClientData
+from fedvpa.methods.base import Pool
+from fedvpa.preferences.jsonl import candidate_of, read_examples
+from fedvpa.preferences.lines import read_rows
+from fedvpa.preferences.sources import load_preferences
+from fedvpa.selector import Selector
+from fedvpa.user import User
+
+_FIXED = ("model", "method", "backbone")
+
+
+def evaluation_config(run: Path, overrides: Sequence[str]) -> ExperimentConfig:
+    """The run's configuration with other data.
+
+    Raises:
+        UserError: no such run, or an override of what training has fixed.
+    """
+    runs.read_config(run)
+    for item in overrides:
+        key = item.partition("=")[0]
+        if key.split(".")[0] in _FIXED:
+            raise UserError(
+                "is fixed by the trained selector", "override data.*, evaluation.*, federation.* or seed", field=key
+            )
+    return load_config(run / runs.CONFIG, overrides)
+
+
+def evaluate(selector: Selector, config: ExperimentConfig, own: ExperimentConfig) -> dict[str, Any]:
+    """Measures a selector, with the inference that its own validation users chose, and as results.json would say it.
+
+    Args:
+        config: what to measure it on; own: the configuration that it was trained with. Where the data differ, none of
+            the users has taken part in training: all that have queries are reported as ``unseen``.
+    """
+    data = load_preferences(config)
+    features = encode(config, data)
+    other = (config.data, config.seed) != (own.data, own.seed)
+    populations = {p: c for p, c in data.clients.items() if p != "validation"}
+    if other:
+        populations = {"unseen": tuple(c for clients in populations.values() for c in clients)}
+    if not any(len(c.test) for clients in populations.values() for c in clients):
+        raise UserError("no user has a pair for a query", "give each user pairs on several prompts", field="data")
+    raw = torch.stack([features.a, features.b], 1)
+    standardizer = selector.parameters.standardizer
+    base = None if features.base_logit is None else features.base_logit.to(selector.dtype)
+    pool = Pool(standardizer(raw).to(selector.dtype), base)
+    with_queries = {p: tuple(c for c in clients if len(c.test)) for p, clients in populations.items()}
+    with_queries["switching"] = data.switching
+    panels = {p: make_panel(data, c, config.seed, selector.dtype) for p, c in with_queries.items() if c}
+    prepared = Prepared(config, data, standardizer, 0, pool, ClientData(pool, data.clients["seen"]), panels)
+    measured = MethodRun(selector.method, selector.predictor(pool), None)
+    add_rows(measured, prepared, {})
+    for row in measured.rows:
+        row["default"] = row["inference"] == selector.inference_for(row["context_size"] or 0)
+    notes = list(features.report.notes)
+    if other:
+        notes.append("None of these users took part in training; all are reported as unseen.")
+    results = runs.combine(config, data, notes, measured.rows, measured.scores, measured.switching, {})
+    return check_results(plain(results))
+
+
+def personalize(selector: Selector, examples: Path, inference: str | None = None) -> User:
+    """A user from a file of labelled examples (`read_examples`)."""
+    return selector.infer_pairs(read_examples(examples), inference)
+
+
+def score(selector: Selector, user: User | None, pairs: Path) -> str:
+    """The file's rows with ``p_a``, p(a > b), added, as JSON Lines.
+
+    Raises:
+        UserError: an unreadable file, an invalid row, or a user of another model.
+    """
+    rows = read_rows(pairs, lambda row, path, line: (row, candidate_of(row, path, line)))
+    p = selector.prefer_pairs([pair for _, pair in rows], user).tolist()
+    return "".join(
+        json.dumps({**row, "p_a": value}, ensure_ascii=False) + "\n" for (row, _), value in zip(rows, p, strict=True)
+    )

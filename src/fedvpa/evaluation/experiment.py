@@ -1,0 +1,312 @@
+"""One experiment: data -> features -> training of a method -> everything that is measured of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fedvpa.backbone.encode import Backbone, Features
+from fedvpa.backbone.models import cache_dir
+from fedvpa.config import ExperimentConfig
+from fedvpa.evaluation import diagnostics
+from fedvpa.evaluation.compare import PairScores
+from fedvpa.evaluation.protocol import Panel, make_panel, measure, score_predictions
+from fedvpa.federation.moments import Standardizer, client_moments, combine
+from fedvpa.federation.rounds import ClientData, RoundReport, TrainingState, start, train
+from fedvpa.methods.base import Method, Pool, Predictor, Setup
+from fedvpa.methods.fedvpa_gp import LatentPredictor
+from fedvpa.methods.registry import create
+from fedvpa.preferences.schema import Client, FederatedPreferences
+from fedvpa.preferences.sources import load_preferences
+
+REPORTED = ("seen", "unseen")
+DEFAULT_CLUSTERS = 4
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A configuration's data as tensors, ready for every method.
+
+    Attributes:
+        config: the configuration, with the seed of this preparation.
+        data: texts, groups, clients.
+        standardizer: the federated moments of round 0; `moments_bytes`: what one client sent for them.
+        pool: standardised features.
+        clients: the training clients.
+        panels: per population (seen, validation, unseen, and switching where there is such a test) who is asked what.
+    """
+
+    config: ExperimentConfig
+    data: FederatedPreferences
+    standardizer: Standardizer
+    moments_bytes: int
+    pool: Pool
+    clients: ClientData
+    panels: dict[str, Panel]
+
+    def setup(self, config: ExperimentConfig) -> Setup:
+        """What a method of this data is built from."""
+        clusters = config.method.prototypes or len(self.data.groups) or DEFAULT_CLUSTERS
+        clusters = min(clusters, len(self.clients))
+        return Setup(config, self.pool.x.shape[-1], len(self.clients), clusters, self.pool.x.dtype)
+
+
+def encode(config: ExperimentConfig, data: FederatedPreferences, progress: bool = True) -> Features:
+    """Features of all pairs, from the cache where they are there."""
+    backbone = Backbone(config.backbone, cache_dir(config), config.federation.device)
+    try:
+        return backbone.encode_pairs(data.pairs, progress)
+    finally:
+        backbone.close()
+
+
+def prepare(
+    config: ExperimentConfig, data: FederatedPreferences | None = None, features: Features | None = None
+) -> Prepared:
+    """Loads the data, encodes it and standardises it by the training clients' moments.
+
+    Args:
+        data, features: where they are already there (another seed of the same pool has the same features).
+    """
+    data = load_preferences(config) if data is None else data
+    features = encode(config, data) if features is None else features
+    dtype = torch.float32 if config.federation.dtype == "float32" else torch.float64
+    raw = torch.stack([features.a, features.b], 1)
+    messages = [client_moments(raw[c.train.index].flatten(0, 1)) for c in data.clients["seen"]]
+    standardizer = combine(messages)
+    device = training_device(config)
+    base = None if features.base_logit is None else features.base_logit.to(device, dtype)
+    pool = Pool(standardizer(raw).to(device, dtype), base)
+    populations: dict[str, tuple[Client, ...]] = {**data.clients, "switching": data.switching}
+    panels = {
+        name: make_panel(data, clients, config.seed, dtype) for name, clients in populations.items() if clients
+    }
+    clients = ClientData(pool, data.clients["seen"])
+    return Prepared(config, data, standardizer, messages[0].bytes(), pool, clients, panels)
+
+
+def training_device(config: ExperimentConfig) -> torch.device:
+    """CUDA where it is wanted and there, else the CPU."""
+    wanted = config.federation.device
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@dataclass
+class MethodRun:
+    """A trained method and what was measured of it.
+
+    Attributes:
+        rows: rows of results.json; scores: one `PairScores` per row.
+        switching: rows of the switching test; figures: data of the report's pictures.
+        training: the final state; None for a method that is fitted directly.
+    """
+
+    method: Any
+    predictor: Predictor
+    training: TrainingState | None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    scores: list[PairScores] = field(default_factory=list)
+    switching: list[dict[str, Any]] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+RoundCallback = Callable[[RoundReport, TrainingState, "dict[str, Any] | None"], None]
+
+
+def run_method(
+    prepared: Prepared,
+    name: str,
+    state: TrainingState | None = None,
+    on_round: RoundCallback | None = None,
+    seconds: list[float] | None = None,
+) -> MethodRun:
+    """Trains (or fits) the method `name` and measures it on seen and unseen users.
+
+    Args:
+        state: a checkpoint to go on from.
+        on_round: called after each round with its report, the state and, every `evaluation.every` rounds and at the
+            end, the validation clients' accuracies.
+        seconds: seconds of the rounds before the checkpoint; this run's are appended.
+    """
+    config = prepared.config.model_copy(
+        update={"method": prepared.config.method.model_copy(update={"name": name})}
+    )
+    method = create(name, prepared.setup(config))
+    if hasattr(method, "fit"):
+        predictor = method.fit(prepared.data, prepared.pool)
+        run = MethodRun(method, predictor, None)
+        add_rows(run, prepared, {})
+        return run
+
+    spent: list[float] = [] if seconds is None else seconds
+    cost = {"up": 0, "down": 0}
+
+    def after(report: RoundReport, now: TrainingState) -> None:
+        spent.append(report.seconds)
+        cost["up"], cost["down"] = max(cost["up"], report.bytes_up), max(cost["down"], report.bytes_down)
+        last = report.round == config.federation.rounds
+        due = last or report.round % config.evaluation.every == 0
+        values = validation_accuracy(method, now, prepared) if due and on_round else None
+        if on_round is not None:
+            on_round(report, now, values)
+
+    training = train(method, config, prepared.clients, state, after)
+    predictor = method.predictor(training.server, prepared.pool)
+    run = MethodRun(method, predictor, training)
+    federated = method.federated
+    download = method.broadcast(training.server)
+    add_rows(
+        run,
+        prepared,
+        {
+            "bytes_up": upload_bytes(method, training) if federated else None,
+            "bytes_down": method.download_bytes(download) if federated else None,
+            "seconds_per_round": sum(spent) / len(spent) if spent else None,
+        },
+    )
+    return run
+
+
+def upload_bytes(method: Method, training: TrainingState) -> int:
+    """Bytes that one client sends per round: theta, posterior statistics, count and metrics."""
+    server = training.server
+    theta = sum(t.numel() * t.element_size() for t in server.theta.values())
+    return theta + 2 * server.means.shape[1] * server.means.element_size() + 8 + 4 * len(method.metric_names)
+
+
+def validation_accuracy(method: Method, training: TrainingState, prepared: Prepared) -> dict[str, Any] | None:
+    """Accuracy of the default inference candidates' best on the validation clients, for the curve over rounds."""
+    panel = prepared.panels.get("validation")
+    if panel is None:
+        return None
+    predictor = method.predictor(training.server, prepared.pool)
+    context = panel.context(prepared.config.federation.context_pairs)
+    quick = [how for how in predictor.inferences if how != "refined"]
+    scored = [
+        score_predictions(panel, predictor.predict(predictor.infer(context, how, panel.groups), panel.query)).values
+        for how in quick
+    ]
+    best = max(scored, key=lambda v: v["accuracy"])
+    return {k: best[k] for k in ("accuracy", "worst_group_accuracy", "group_accuracy")}
+
+
+def add_rows(run: MethodRun, prepared: Prepared, cost: dict[str, Any]) -> None:
+    """Measures every population, context size and inference; the default inference is chosen on validation clients."""
+    config = prepared.config
+    sized = run.predictor.inferences != ("none",) or run.method.name == "local"
+    sizes: tuple[int | None, ...] = config.evaluation.context_sizes if sized else (None,)
+    personal = run.method.name != "fedbt"
+    shared = dict(cost)
+    truth = diagnostics.client_groups(prepared.data.clients["seen"])
+    initial = None
+    if isinstance(run.predictor, LatentPredictor) and run.training is not None:
+        shared |= diagnostics.structure(run.training.server, truth)
+        weights = diagnostics.prior_weights(run.method, run.training)
+        if weights is not None:
+            shared |= diagnostics.weight_metrics(weights, truth)
+        initial = run.method.predictor(start(run.method, config, len(prepared.clients)).server, prepared.pool)
+
+    for size in sizes:
+        chosen = choose_inference(run.predictor, prepared.panels.get("validation"), size)
+        for population in REPORTED:
+            if population not in prepared.panels:
+                continue
+            for how in run.predictor.inferences:
+                row, scores = _row(run, prepared, population, how, size, personal, initial)
+                row |= {"default": how == chosen, **shared}
+                run.rows.append(row)
+                run.scores.append(scores)
+        if "switching" in prepared.panels and size in (None, config.federation.context_pairs):
+            run.switching.append(_switching_row(run, prepared, chosen, size))
+    if isinstance(run.predictor, LatentPredictor) and run.training is not None:
+        ids = {p: [c.client_id for c in prepared.data.clients[p] if len(c.test)] for p in REPORTED}
+        ids["clients"] = [c.client_id for c in prepared.data.clients["seen"]]
+        run.figures = diagnostics.figures(
+            run.predictor,
+            run.training,
+            prepared.panels,
+            ids,
+            config.federation.context_pairs,
+            truth,
+            prepared.data.groups,
+        )
+
+
+def choose_inference(predictor: Predictor, panel: Panel | None, size: int | None) -> str:
+    """The inference with the highest accuracy on the validation clients at this context size; the first of equals."""
+    if panel is None or len(predictor.inferences) == 1:
+        return predictor.inferences[0]
+    context = panel.context(size or 0)
+
+    def accuracy(how: str) -> float:
+        users = predictor.infer(context, how, panel.groups)
+        return score_predictions(panel, predictor.predict(users, panel.query)).values["accuracy"]
+
+    return max(predictor.inferences, key=accuracy)
+
+
+def _row(
+    run: MethodRun,
+    prepared: Prepared,
+    population: str,
+    how: str,
+    size: int | None,
+    personal: bool,
+    initial: Predictor | None,
+) -> tuple[dict[str, Any], PairScores]:
+    panel, config = prepared.panels[population], prepared.config
+    # A seen user without a shared model is fitted on all of its own pairs, whatever the context size.
+    everything = run.method.name == "local" and population == "seen"
+    shown = int(panel.counts.max()) if everything else size or 0
+    measured = measure(run.predictor, panel, shown, how, personal)
+    row: dict[str, Any] = dict.fromkeys(_NULLABLE) | {
+        "method": run.method.name,
+        "seed": config.seed,
+        "population": population,
+        "inference": how,
+        "context_size": size,
+        **measured.values,
+    }
+    if isinstance(run.predictor, LatentPredictor) and isinstance(initial, LatentPredictor):
+        row |= diagnostics.latent_metrics(run.predictor, panel.context(shown), config.seed)
+        row["zero_accuracy"] = diagnostics.zero_accuracy(run.predictor, panel)
+        before = diagnostics.latent_metrics(initial, panel.context(shown), config.seed)
+        row |= {f"{k}_at_init": before[k] for k in ("active_units", "kl", "mean_norm")}
+        if how != "refined":
+            row["flip_rate_at_init"] = measure(initial, panel, shown, how, True).values.get("flip_rate")
+    elif run.method.name.startswith("oracle"):
+        row["flip_rate"] = None
+    return row, measured.scores
+
+
+_NULLABLE = (
+    "log_loss",
+    "ece",
+    "worst_group_accuracy",
+    "switch_gap",
+    "flip_rate",
+    "active_units",
+    "cluster_purity",
+    "kl",
+    "bytes_up",
+    "bytes_down",
+    "seconds_per_round",
+)
+
+
+def _switching_row(run: MethodRun, prepared: Prepared, how: str, size: int | None) -> dict[str, Any]:
+    panel: Panel = prepared.panels["switching"]
+    users = run.predictor.infer(panel.context(size or 0), how, panel.groups)
+    values = score_predictions(panel, run.predictor.predict(users, panel.query)).values
+    keys = ("accuracy", "group_accuracy", "log_loss")
+    return {
+        "method": run.method.name,
+        "seed": prepared.config.seed,
+        "inference": how,
+        "context_size": size,
+        "pairs": int(panel.query_mask.any(0).sum()),
+        **{k: values[k] for k in keys},
+    }

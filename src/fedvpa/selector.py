@@ -1,0 +1,326 @@
+"""A trained selector for use: infer a user from a few examples, then compare and rank responses.
+
+selector = Selector.from_pretrained("runs/synthetic-fedvpa-gp")
+user = selector.infer_user([{"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}])
+selector.prefer("How are you?", "Fine.", "Fine, thanks for asking! And you?", user)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors.torch
+import torch
+from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fedvpa.backbone.encode import Backbone
+from fedvpa.backbone.models import cache_dir
+from fedvpa.config import ExperimentConfig
+from fedvpa.errors import UserError
+from fedvpa.evaluation.result_files import write_bytes
+from fedvpa.federation.moments import Standardizer
+from fedvpa.methods.base import Context, Method, Pool, Predictor, ServerState, Setup
+from fedvpa.methods.registry import create
+from fedvpa.preferences.jsonl import preference_of
+from fedvpa.preferences.schema import Pair, as_prompt
+from fedvpa.user import User, as_user, latent_of
+
+FORMAT = 1
+WEIGHTS, INFO = "model.safetensors", "model.json"
+_STATE = ("centroids", "spread", "shares")
+_REMEDY = "give the folder of a finished run of `fedvpa train`"
+
+
+class SelectorInfo(BaseModel):
+    """``model.json``: all of a selector but its tensors.
+
+    Attributes:
+        format: version of the two files; version: of the package that wrote them.
+        method: what trained it; config: the whole configuration of the run.
+        features: D; clusters: M; groups: names of the true groups, where the data has them.
+        backbone: identity of the features (`Backbone.identity`); others would be meaningless to this selector.
+        default_inference: per context size the inference that validation users chose.
+        model_hash: sha256 of ``model.safetensors``; a user belongs to one model.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    format: int
+    version: str
+    method: str
+    config: ExperimentConfig
+    features: int
+    clusters: int
+    groups: tuple[str, ...]
+    backbone: dict[str, Any]
+    default_inference: dict[int, str]
+    model_hash: str = ""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A selector's tensors: theta, what the server knows of the clusters, and the standardiser. No user's posterior."""
+
+    theta: Mapping[str, Tensor]
+    centroids: Tensor
+    spread: Tensor
+    shares: Tensor
+    standardizer: Standardizer
+
+    @staticmethod
+    def of(server: ServerState, standardizer: Standardizer) -> Parameters:
+        return Parameters(server.theta, *(getattr(server, k) for k in _STATE), standardizer)
+
+    def to_bytes(self) -> bytes:
+        """In safetensors' format."""
+        named = {f"theta.{k}": v for k, v in self.theta.items()}
+        named |= {f"clusters.{k}": getattr(self, k) for k in _STATE}
+        named |= {"standardizer.mean": self.standardizer.mean, "standardizer.scale": self.standardizer.scale}
+        return safetensors.torch.save({k: v.detach().cpu().contiguous().clone() for k, v in named.items()})
+
+    @staticmethod
+    def from_bytes(blob: bytes) -> Parameters:
+        named = safetensors.torch.load(blob)
+        theta = {k.removeprefix("theta."): v for k, v in named.items() if k.startswith("theta.")}
+        standardizer = Standardizer(named["standardizer.mean"], named["standardizer.scale"])
+        return Parameters(theta, *(named[f"clusters.{k}"] for k in _STATE), standardizer)
+
+
+class Selector(
+    ModelHubMixin,
+    library_name="fedvpa",
+    paper_url="https://arxiv.org/abs/2605.30873",
+    license="apache-2.0",
+    tags=["preference-learning", "federated-learning", "reward-model"],
+):
+    """p(a > b | prompt, user) under one trained model.
+
+    Args:
+        parameters: the tensors, on the CPU.
+        info: everything else.
+    """
+
+    def __init__(self, parameters: Parameters, info: SelectorInfo) -> None:
+        blob = parameters.to_bytes()
+        self.parameters = parameters
+        self.info = info.model_copy(update={"model_hash": hashlib.sha256(blob).hexdigest()})
+
+    # Use -----------------------------------------------------------------------------------------------------------
+
+    def infer_user(self, examples: Sequence[Mapping[str, Any]], inference: str | None = None) -> User:
+        """Infers a user from labelled examples, without training.
+
+        Args:
+            examples: ``prompt`` (text or messages), ``chosen``, ``rejected`` each, as in TRL's preference data.
+            inference: ``amortised``, ``mixture`` or ``refined``; by default what validation users chose for contexts
+                of the nearest size.
+
+        Raises:
+            UserError: an example without one of the columns, with an empty text or two equal ones.
+        """
+        place = Path("examples")
+        return self.infer_pairs([(Pair(*preference_of(e, place, i)), 1) for i, e in enumerate(examples, 1)], inference)
+
+    def infer_pairs(self, examples: Sequence[tuple[Pair, int]], inference: str | None = None) -> User:
+        """`infer_user` from pairs with labels +1 (``a`` is preferred) or -1."""
+        how = self.inference_for(len(examples)) if inference is None else inference
+        predictor = self._predictor([pair for pair, _ in examples])
+        if how not in predictor.inferences:
+            raise UserError(
+                f"unknown value {how!r}", f"choose from {', '.join(predictor.inferences)}", field="inference"
+            )
+        n = len(examples)
+        y = torch.tensor([[float(y) for _, y in examples]], dtype=self.dtype).reshape(1, n)
+        context = Context(torch.arange(n).unsqueeze(0), y, torch.ones(1, n, dtype=torch.bool))
+        found = predictor.infer(context, how, torch.full((1,), -1))
+        posterior = predictor.posterior(context) if self.method.latent else None
+        return as_user(found, posterior, n, how, self.info.model_hash)
+
+    def prefer(
+        self,
+        prompt: str | Sequence[Mapping[str, str]],
+        a: str,
+        b: str,
+        user: User | None = None,
+    ) -> float:
+        """p(a > b | prompt, user), the user's probability to prefer ``a``; without a user that of an unknown one."""
+        return float(self.prefer_pairs([Pair(as_prompt(prompt), a, b)], user)[0])
+
+    def prefer_pairs(self, pairs: Sequence[Pair], user: User | None = None) -> Tensor:
+        """p(a > b) of many pairs, (pairs,).
+
+        Raises:
+            UserError: the user was inferred with another model.
+        """
+        user = self.infer_pairs([]) if user is None else user
+        if user.model_hash != self.info.model_hash:
+            raise UserError(
+                f"the user was inferred with another model ({user.model_hash[:12]}, not {self.info.model_hash[:12]})",
+                "infer the user again (`fedvpa personalize`)",
+                field="model_hash",
+            )
+        predictor = self._predictor(pairs)
+        return predictor.predict(latent_of(user, self.dtype), torch.arange(len(pairs)).unsqueeze(0))[0]
+
+    def rank(
+        self,
+        prompt: str | Sequence[Mapping[str, str]],
+        responses: Sequence[str],
+        user: User | None = None,
+    ) -> list[tuple[str, float]]:
+        """Responses with scores, best first; the score is the mean probability to be preferred to another response."""
+        n, context = len(responses), as_prompt(prompt)
+        couples = [(i, j) for i in range(n) for j in range(i + 1, n)]
+        total = torch.zeros(n, dtype=torch.float64)
+        if couples:
+            p = self.prefer_pairs([Pair(context, responses[i], responses[j]) for i, j in couples], user).double()
+            first, second = torch.tensor(couples).T
+            total = total.index_add(0, first, p).index_add(0, second, 1 - p)
+        scores = total / (n - 1) if n > 1 else total + 0.5
+        order = scores.argsort(descending=True, stable=True).tolist()
+        return [(responses[i], float(scores[i])) for i in order]
+
+    def inference_for(self, pairs: int) -> str:
+        """The default inference for a context of that many pairs: that of the nearest size, the smaller of two."""
+        sizes = sorted(self.info.default_inference)
+        return self.info.default_inference[min(sizes, key=lambda size: abs(size - pairs))]
+
+    # Parts ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parameters.spread.dtype
+
+    @cached_property
+    def method(self) -> Method:
+        """The method, with its functions for inference."""
+        config = self.info.config
+        config = config.model_copy(update={"method": config.method.model_copy(update={"name": self.info.method})})
+        setup = Setup(config, self.info.features, 0, self.info.clusters, self.dtype)
+        method = create(self.info.method, setup)
+        assert not hasattr(method, "fit")
+        return method  # type: ignore[return-value]
+
+    def predictor(self, pool: Pool) -> Predictor:
+        """Inference and prediction over a pool of standardised features."""
+        p, d = self.parameters, self.parameters.centroids.shape[-1]
+        nobody = torch.zeros(0, d, dtype=self.dtype)
+        none = torch.zeros(0, dtype=torch.int64)
+        server = ServerState(
+            round=0,
+            theta=dict(p.theta),
+            means=nobody,
+            variances=nobody,
+            counts=none,
+            labels=none,
+            centroids=p.centroids,
+            spread=p.spread,
+            shares=p.shares,
+            clustered=True,
+        )
+        return self.method.predictor(server, pool)
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The frozen language model.
+
+        Raises:
+            UserError: it is not there, or it is not the one that the selector was trained with.
+        """
+        config = self.info.config
+        if config.output.cache and not Path(config.output.cache).expanduser().is_dir():
+            config = config.model_copy(update={"output": config.output.model_copy(update={"cache": None})})
+        backbone = Backbone(config.backbone, cache_dir(config))
+        differing = [k for k, v in backbone.identity.items() if self.info.backbone.get(k) != v]
+        if differing:
+            raise UserError(
+                f"the language model here differs from the one that the selector was trained with ({differing[0]})",
+                "put the original back, or train again",
+                field="backbone.model",
+            )
+        return backbone
+
+    def _predictor(self, pairs: Sequence[Pair]) -> Any:
+        if not pairs:
+            empty = torch.zeros(0, 2, self.info.features, dtype=self.dtype)
+            return self.predictor(Pool(empty, None))
+        features = self.backbone.encode_pairs(pairs, progress=len(pairs) > 50)
+        x = self.parameters.standardizer(torch.stack([features.a, features.b], 1)).to(self.dtype)
+        base = None if features.base_logit is None else features.base_logit.to(self.dtype)
+        return self.predictor(Pool(x, base))
+
+    # Files, in the Hub's conventions -------------------------------------------------------------------------------
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_bytes(save_directory / WEIGHTS, self.parameters.to_bytes())
+        write_bytes(save_directory / INFO, (self.info.model_dump_json(indent=2) + "\n").encode())
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+    ) -> Self:
+        """Loads a selector from a run folder, from a folder of `save_pretrained`, or from the Hub.
+
+        The arguments are `huggingface_hub.ModelHubMixin.from_pretrained`'s.
+
+        Raises:
+            UserError: nothing there, damaged files, or files of another format.
+        """
+        name, folder = str(pretrained_model_name_or_path), Path(pretrained_model_name_or_path)
+        if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+            return cls._from_folder(folder.expanduser())
+        try:
+            files = [
+                hf_hub_download(
+                    name,
+                    filename,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    token=token,
+                    local_files_only=local_files_only,
+                )
+                for filename in (WEIGHTS, INFO)
+            ]
+        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
+            raise UserError(f"no such run, nor a selector {name!r} on the Hub", _REMEDY, file=name) from None
+        return cls._from_folder(Path(files[0]).parent)
+
+    @classmethod
+    def _from_folder(cls, folder: Path) -> Self:
+        if not folder.is_dir():
+            raise UserError("no such run", _REMEDY, file=folder)
+        path = folder / INFO
+        if not path.is_file() or not (folder / WEIGHTS).is_file():
+            raise UserError("no trained selector here", _REMEDY, file=folder)
+        try:
+            info = SelectorInfo.model_validate_json(path.read_bytes())
+        except ValidationError as e:
+            first = e.errors()[0]
+            field = ".".join(str(p) for p in first["loc"]) or None
+            raise UserError(f"not a selector's description ({first['msg']})", _REMEDY, file=path, field=field) from None
+        if info.format != FORMAT:
+            raise UserError(f"format {info.format}, this version reads {FORMAT}", "train again", file=path)
+        blob = (folder / WEIGHTS).read_bytes()
+        if hashlib.sha256(blob).hexdigest() != info.model_hash:
+            raise UserError("damaged, its sha256 is not model_hash", "train again", file=folder / WEIGHTS)
+        try:
+            return cls(Parameters.from_bytes(blob), info)
+        except (SafetensorError, KeyError):
+            raise UserError("does not hold a selector", "train again", file=folder / WEIGHTS) from None

@@ -1,0 +1,68 @@
+"""The parts of Eq. 10 against plain loops."""
+
+import math
+
+import torch
+
+from fedvpa.variational import objective
+from fedvpa.variational.objective import Terms
+
+Y = torch.tensor([[1.0, -1.0, 1.0, -1.0], [-1.0, -1.0, 1.0, 0.0]], dtype=torch.float64)
+CONTEXT = torch.tensor([[True, True, False, False], [True, False, False, False]])
+QUERY = torch.tensor([[False, False, True, True], [False, True, True, False]])
+LOGITS = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+LOG_SHARES = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
+
+
+def p(i: int, k: int, j: int) -> float:
+    """p(y_j) of client i under latent k."""
+    return 1 / (1 + math.exp(-float(Y[i, j] * LOGITS[i, k, j])))
+
+
+def test_reconstruction_is_a_mean_over_queries_and_samples() -> None:
+    found = objective.reconstruction(LOGITS, Y, QUERY)
+    for i in range(2):
+        queries = [j for j in range(4) if QUERY[i, j]]
+        expected = -sum(math.log(p(i, k, j)) for k in range(3) for j in queries) / (3 * len(queries))
+        assert math.isclose(float(found[i]), expected, rel_tol=1e-12)
+
+
+def weights(i: int) -> list[float]:
+    raw = [math.exp(LOG_SHARES[k]) * math.prod(p(i, k, j) for j in range(4) if CONTEXT[i, j]) for k in range(3)]
+    return [r / sum(raw) for r in raw]
+
+
+def test_responsibilities_are_bayes_rule_on_the_context() -> None:
+    found = objective.responsibilities(LOGITS, Y, CONTEXT, LOG_SHARES).exp()
+    torch.testing.assert_close(found, torch.tensor([weights(0), weights(1)], dtype=torch.float64))
+    none = objective.responsibilities(LOGITS, Y, torch.zeros_like(CONTEXT), LOG_SHARES)
+    torch.testing.assert_close(none, LOG_SHARES.expand(2, 3))
+
+
+def test_mixture_predictive_is_minus_log_of_the_averaged_probability() -> None:
+    found = objective.mixture_predictive(LOGITS, Y, CONTEXT, QUERY, LOG_SHARES)
+    for i in range(2):
+        queries = [j for j in range(4) if QUERY[i, j]]
+        expected = -sum(math.log(sum(w * p(i, k, j) for k, w in enumerate(weights(i)))) for j in queries) / len(queries)
+        assert math.isclose(float(found[i]), expected, rel_tol=1e-12)
+
+
+def test_a_client_without_a_query_adds_nothing() -> None:
+    none = torch.zeros_like(QUERY)
+    assert (objective.reconstruction(LOGITS, Y, none) == 0).all()
+    assert (objective.mixture_predictive(LOGITS, Y, CONTEXT, none, LOG_SHARES) == 0).all()
+
+
+def test_bradley_terry_is_the_logistic_loss() -> None:
+    g = torch.Generator().manual_seed(1)
+    theta = {"selector.common": torch.randn(6, generator=g).double(), "selector.alpha": torch.tensor(0.5).double()}
+    d, base = torch.randn(2, 4, 6, generator=g).double(), torch.randn(2, 4, generator=g).double()
+    found = objective.bradley_terry(theta, d, base, Y, QUERY)
+    s = d @ theta["selector.common"] / math.sqrt(6) + 0.5 * base
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(s, (Y > 0).double(), reduction="none")
+    torch.testing.assert_close(found, torch.stack([loss[i][QUERY[i]].mean() for i in range(2)]))
+
+
+def test_total_weights_the_parts() -> None:
+    one, two, three, four = (torch.tensor([float(v)]) for v in (1, 10, 100, 1000))
+    assert float(Terms(one, two, three, four).total(0.5, 2.0, 0.1)) == 1 + 5 + 200 + 100
