@@ -128,10 +128,14 @@ class FederationConfig(_Section):
     vary_context: bool = Field(True, description="Context sizes in training vary from 1 to context_pairs (ours).")
     local_steps: int = Field(30, ge=1, description="Local optimiser steps per round.")
     batch_pairs: int = Field(64, ge=2, description="Pairs of a client in one local step, context and query together.")
-    learning_rate: float = Field(1e-3, gt=0, description="Learning rate of the local AdamW.")
-    weight_decay: float = Field(0.1, ge=0, description="Weight decay of the local AdamW.")
-    server_optimizer: Literal["average", "momentum", "adam"] = Field("average", description="Server optimiser.")
-    server_learning_rate: float = Field(0.3, gt=0, description="Server learning rate; 1 with average is FedAvg.")
+    local_optimizer: Literal["sgd", "adamw"] = Field(
+        "sgd", description="Local optimiser. AdamW at the clients normalises away what few users ask for."
+    )
+    learning_rate: float = Field(0.1, gt=0, description="Learning rate of the local optimiser.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of the local optimiser, on matrices.")
+    server_optimizer: Literal["average", "momentum", "adam"] = Field("adam", description="Server optimiser (Reddi et al. 2021).")
+    server_learning_rate: float = Field(1e-3, gt=0, description="Server learning rate; 1 with average is FedAvg.")
+    server_weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of the server's step, on matrices.")
     server_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum (momentum) or beta1 (adam).")
     engine: Literal["vectorized", "loop"] = Field("vectorized", description="All sampled clients at once, or one after another.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where training runs.")

@@ -53,7 +53,7 @@ class RoundProgress:
         shown = "" if loss is None else f"loss {loss:.3f}"
         state = f"{shown}{self.accuracy}  {seconds(each)} s/round"
         self._progress.update(self._task, completed=report.round, state=state)
-        step = max(1, self.total // LINES)
+        step = -(-self.total // LINES)
         if not self.live and (report.round % step == 0 or report.round == self.total):
             left = seconds(each * (self.total - report.round))
             line = f"{self.label}: round {report.round}/{self.total}  {state}  {left} s left"

@@ -23,6 +23,7 @@ class ServerOptimizer(NamedTuple):
     kind: Kind
     learning_rate: float
     momentum: float = 0.9
+    weight_decay: float = 0.0
     second: float = 0.999
     epsilon: float = 1e-8
 
@@ -46,7 +47,8 @@ class ServerOptimizer(NamedTuple):
             if self.kind == "adam":
                 kept[f"v.{k}"] = self.second * state[f"v.{k}"] + (1 - self.second) * change[k] ** 2
                 move = (move / first) / ((kept[f"v.{k}"] / second).sqrt() + self.epsilon)
-            new[k] = v + self.learning_rate * move
+            decay = self.weight_decay if k.endswith("weight") else 0.0
+            new[k] = (1 - self.learning_rate * decay) * v + self.learning_rate * move
         return new, kept
 
 

@@ -135,8 +135,9 @@ def run_clients(
 
 def server_optimizer(config: ExperimentConfig, method: Method) -> ServerOptimizer:
     f = config.federation
-    rate = f.server_learning_rate if method.federated else 1.0
-    return ServerOptimizer(f.server_optimizer if method.federated else "average", rate, f.server_momentum)
+    if not method.federated:
+        return ServerOptimizer("average", 1.0)
+    return ServerOptimizer(f.server_optimizer, f.server_learning_rate, f.server_momentum, f.server_weight_decay)
 
 
 def start(method: Method, config: ExperimentConfig, clients: int) -> TrainingState:

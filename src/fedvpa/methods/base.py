@@ -303,7 +303,7 @@ def log_counts(counts: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def local_optimizer(theta: Theta, config: ExperimentConfig, private: Private | None = None) -> torch.optim.Optimizer:
-    """Fused AdamW on stacked parameters: decay on matrices only, none on biases, prototypes, scalars, private state."""
+    """Fused SGD or AdamW on stacked parameters: decay on matrices only, none on biases, prototypes, private state."""
     f = config.federation
     decayed = [p for name, p in theta.items() if name.endswith("weight")]
     plain = [p for name, p in theta.items() if not name.endswith("weight")]
@@ -311,6 +311,8 @@ def local_optimizer(theta: Theta, config: ExperimentConfig, private: Private | N
         {"params": decayed, "weight_decay": f.weight_decay},
         {"params": plain + list((private or {}).values()), "weight_decay": 0.0},
     ]
+    if f.local_optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=f.learning_rate, fused=True)
     return torch.optim.AdamW(groups, lr=f.learning_rate, fused=True)
 
 

@@ -46,9 +46,8 @@ def init_theta(sizes: Sizes, generator: torch.Generator) -> Theta:
 
     h, d = sizes.hidden, sizes.latent
     theta = {
-        "features.0.weight": weight(h, sizes.features),
-        "features.0.bias": torch.zeros(h),
-        "features.1.weight": weight(h, h),  # no bias: it would cancel in the difference
+        "features.weight": weight(h, sizes.features),
+        "features.bias": torch.zeros(h),
         "selector.common": torch.zeros(h),
         "selector.alpha": torch.zeros(()),
     }
@@ -68,7 +67,7 @@ def init_theta(sizes: Sizes, generator: torch.Generator) -> Theta:
 
 
 def difference(theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Difference embedding d = g(h(x, a)) - g(h(x, b)), antisymmetric in (a, b).
+    """Difference embedding d = g(h(x, a)) - g(h(x, b)), antisymmetric in (a, b); g is one layer with GELU.
 
     Args:
         x: (..., 2 * pairs, D) standardised features: the responses a of all pairs, then their responses b.
@@ -76,8 +75,8 @@ def difference(theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
     Returns:
         (..., pairs, h)
     """
-    a, b = F.gelu(linear(x, theta, "features.0")).chunk(2, -2)
-    return linear(a - b, theta, "features.1")
+    a, b = F.gelu(linear(x, theta, "features")).chunk(2, -2)
+    return a - b
 
 
 def score(theta: Mapping[str, Tensor], d: Tensor, z: Tensor | None, base_logit: Tensor | None = None) -> Tensor:
