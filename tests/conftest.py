@@ -1,5 +1,93 @@
-"""What every test shares: one thread per process, so that tests run side by side and sums have one order."""
+"""What every test shares: one thread per process, so that tests run side by side and sums have one order; a tiny
+experiment on disk, and its finished run."""
 
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
 import torch
+import yaml
+
+from fedvpa.apps.cli import main
+from tiny_model import save_llama
 
 torch.set_num_threads(1)
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Ended]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs the command line in this process."""
+
+    def run(*arguments: Any) -> Ended:
+        capsys.readouterr()
+        code = main([str(a) for a in arguments])
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+def preference_lines(users: int = 12, pairs: int = 10) -> list[str]:
+    """Users of two groups with opposite wishes: the longer response, or the shorter one."""
+    lines = []
+    for u in range(users):
+        for k in range(pairs):
+            number = (7 * u + k) % 30
+            long, short = f"Answer {number}, at some length and with care.", f"No {number}."
+            chosen, rejected = (long, short) if u % 2 else (short, long)
+            row = {
+                "user_id": f"u{u}",
+                "group": "longer" if u % 2 else "shorter",
+                "prompt": f"Question {number} of many?",
+            }
+            lines.append(json.dumps({**row, "chosen": chosen, "rejected": rejected}))
+    return lines
+
+
+@pytest.fixture(scope="session")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration that trains in about a second: a tiny model, a dozen users from a file."""
+    folder = tmp_path_factory.mktemp("experiment")
+    (folder / "data.jsonl").write_text("\n".join(preference_lines()) + "\n")
+    tree = {
+        "data": {"name": "jsonl", "path": str(folder / "data.jsonl"), "pairs_per_client": 10},
+        "backbone": {"model": str(save_llama(folder / "llama")), "dtype": "float32", "max_tokens": 128},
+        "model": {"latent_dim": 4, "hidden_dim": 12, "encoder_dim": 8},
+        "method": {"samples": 2},
+        "federation": {
+            "clients": 8,
+            "unseen_clients": 2,
+            "validation_clients": 2,
+            "sampled_clients": 4,
+            "context_pairs": 4,
+            "rounds": 8,
+            "local_steps": 2,
+            "device": "cpu",
+        },
+        "evaluation": {"every": 4, "bootstrap": 100},
+        "output": {"cache": str(folder / "cache"), "checkpoint_every": 2},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture(scope="session")
+def finished(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of `fedvpa train`; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert main(["train", str(experiment), "--out", str(folder)]) == 0
+    return folder

@@ -22,7 +22,7 @@ def settings(**overrides: Any) -> ExperimentConfig:
     """A tiny configuration; keys are written ``section__key``."""
     tree: dict[str, Any] = {
         "data": {"pairs_per_client": 10},
-        "model": {"latent_dim": 4, "hidden_dim": 12, "encoder_dim": 8},
+        "model": {"latent_dim": 4, "hidden_dim": 12, "encoder_dim": 8, "feature_dropout": 0.0},
         "method": {"samples": 2},
         "federation": {
             "clients": 6,
@@ -32,6 +32,10 @@ def settings(**overrides: Any) -> ExperimentConfig:
             "context_pairs": 4,
             "rounds": 4,
             "local_steps": 3,
+            "local_optimizer": "adamw",
+            "learning_rate": 1e-3,
+            "server_optimizer": "average",
+            "server_learning_rate": 0.3,
             "device": "cpu",
             "dtype": "float64",
         },

@@ -90,6 +90,7 @@ class ModelConfig(_Section):
     latent_dim: int = Field(32, ge=1, description="d, the dimension of the latent z.")
     hidden_dim: int = Field(256, ge=1, description="h, the width of the feature map and of the difference embedding.")
     encoder_dim: int = Field(128, ge=1, description="Hidden width of the variational encoder.")
+    feature_dropout: float = Field(0.7, ge=0, lt=1, description="Share of the input features left out per local step (ours).")
     pooling: Literal["poe", "mean", "attention"] = Field("poe", description="How a context's experts become q(z|C).")
     odd_encoder: bool = Field(True, description="Experts odd in the label (ours); false: the plain network of VPL.")
     residual: Literal["content", "bias"] = Field(
@@ -101,7 +102,8 @@ class ModelConfig(_Section):
 class MethodConfig(_Section):
     name: Literal[METHODS] = Field("fedvpa-gp", description="The method.")  # type: ignore[valid-type]
     beta: float = Field(0.01, ge=0, description="Weight of the KL to the prior.")
-    lambda_: float = Field(1.0, ge=0, description="Weight of the orthogonal loss (lambda in the paper).")
+    beta_warmup: float = Field(0.01, ge=0, description="Largest beta before prior_start (ours); inf: no warm-up.")
+    lambda_: float = Field(0.1, ge=0, description="Weight of the orthogonal loss (lambda in the paper).")
     gamma: float = Field(0.1, ge=0, description="Weight of the prototypes' separation inside the orthogonal loss.")
     tau: float = Field(1.0, gt=0, description="Temperature of the Gumbel-Softmax weights.")
     samples: int = Field(4, ge=1, description="S, posterior samples per step.")
@@ -111,11 +113,13 @@ class MethodConfig(_Section):
     kl: Literal["mc", "bound", "moment"] = Field("mc", description="Estimator of the KL to the mixture (Eq. 7).")
     prior_floor: float = Field(0.5, ge=0, description="tau0^2, variance added to each prior component; 0 in the paper.")
     prior_defensive: float = Field(0.05, ge=0, lt=1, description="Weight of the N(0, I) component; 0 in the paper.")
-    prior_start: float = Field(0.25, ge=0, le=1, description="Share of the rounds before the mixture prior begins.")
+    prior_start: float = Field(0.5, ge=0, le=1, description="Share of the rounds before the mixture prior begins.")
     ortho: Literal["ours", "paper"] = Field("ours", description="Orthogonal loss: one-sided on the mean, or Eq. 9 as written.")
-    ortho_start: float = Field(0.25, ge=0, le=1, description="Share of the rounds before clustering and its loss begin.")
+    ortho_start: float = Field(0.5, ge=0, le=1, description="Share of the rounds before clustering and its loss begin.")
     cluster_balance: Literal["equal", "bounded", "none"] = Field("bounded", description="Sizes of the clusters.")
-    mixture_loss: float = Field(1.0, ge=0, description="Weight of the mixture predictive on the query (ours); 0 in the paper.")
+    expert_evidence: float = Field(0.2, ge=0, description="Weight of the encoder's evidence in mixture inference (ours); 0: likelihood alone.")
+    cluster_loss: float = Field(1.0, ge=0, description="Weight of the fit under the own cluster's prototype (ours); 0 in the paper.")
+    mixture_loss: float = Field(0.0, ge=0, description="Weight of the mixture predictive on the query (ours); 0 in the paper.")
 
 
 class FederationConfig(_Section):
@@ -124,9 +128,9 @@ class FederationConfig(_Section):
     validation_clients: int = Field(20, ge=0, description="Users that never take part, for every choice.")
     sampled_clients: int = Field(10, ge=1, description="Clients that take part in a round.")
     context_pairs: int = Field(8, ge=1, description="Context pairs at training time (the largest size if varied) and in tables.")
-    rounds: int = Field(100, ge=1, description="Communication rounds.")
+    rounds: int = Field(300, ge=1, description="Communication rounds.")
     vary_context: bool = Field(True, description="Context sizes in training vary from 1 to context_pairs (ours).")
-    local_steps: int = Field(30, ge=1, description="Local optimiser steps per round.")
+    local_steps: int = Field(2, ge=1, description="Local optimiser steps per round.")
     batch_pairs: int = Field(64, ge=2, description="Pairs of a client in one local step, context and query together.")
     local_optimizer: Literal["sgd", "adamw"] = Field(
         "sgd", description="Local optimiser. AdamW at the clients normalises away what few users ask for."

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
+import fedvpa
 from fedvpa.backbone.encode import Backbone
 from fedvpa.backbone.models import cache_dir
 from fedvpa.config import ExperimentConfig
@@ -78,7 +79,7 @@ class Parameters:
 
     @staticmethod
     def of(server: ServerState, standardizer: Standardizer) -> Parameters:
-        return Parameters(server.theta, *(getattr(server, k) for k in _STATE), standardizer)
+        return Parameters(server.theta, server.centroids, server.spread, server.shares, standardizer)
 
     def to_bytes(self) -> bytes:
         """In safetensors' format."""
@@ -92,7 +93,8 @@ class Parameters:
         named = safetensors.torch.load(blob)
         theta = {k.removeprefix("theta."): v for k, v in named.items() if k.startswith("theta.")}
         standardizer = Standardizer(named["standardizer.mean"], named["standardizer.scale"])
-        return Parameters(theta, *(named[f"clusters.{k}"] for k in _STATE), standardizer)
+        centroids, spread, shares = (named[f"clusters.{k}"] for k in _STATE)
+        return Parameters(theta, centroids, spread, shares, standardizer)
 
 
 class Selector(
@@ -113,6 +115,8 @@ class Selector(
         blob = parameters.to_bytes()
         self.parameters = parameters
         self.info = info.model_copy(update={"model_hash": hashlib.sha256(blob).hexdigest()})
+        # config.json, which the Hub expects beside a model; everything of ours is in model.json.
+        self._hub_mixin_config = {"library_name": "fedvpa", "method": info.method, "format": info.format}
 
     # Use -----------------------------------------------------------------------------------------------------------
 
@@ -208,7 +212,7 @@ class Selector(
         setup = Setup(config, self.info.features, 0, self.info.clusters, self.dtype)
         method = create(self.info.method, setup)
         assert not hasattr(method, "fit")
-        return method  # type: ignore[return-value]
+        return method
 
     def predictor(self, pool: Pool) -> Predictor:
         """Inference and prediction over a pool of standardised features."""
@@ -321,6 +325,11 @@ class Selector(
         if hashlib.sha256(blob).hexdigest() != info.model_hash:
             raise UserError("damaged, its sha256 is not model_hash", "train again", file=folder / WEIGHTS)
         try:
-            return cls(Parameters.from_bytes(blob), info)
+            selector = cls(Parameters.from_bytes(blob), info)
         except (SafetensorError, KeyError):
             raise UserError("does not hold a selector", "train again", file=folder / WEIGHTS) from None
+        expected = selector.method.init_server(torch.Generator()).theta
+        if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in selector.parameters.theta.items()}:
+            problem = f"the parameters are not those that version {fedvpa.__version__} expects (it is {info.version}'s)"
+            raise UserError(problem, "train again", file=folder / WEIGHTS)
+        return selector

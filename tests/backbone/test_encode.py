@@ -21,8 +21,7 @@ from fedvpa.backbone.extract import Item
 from fedvpa.backbone.forward import FrozenLM
 from fedvpa.errors import UserError
 from fedvpa.preferences.schema import Message, Pair
-
-from .conftest import save_llama, save_tokenizer
+from tiny_model import save_llama, save_tokenizer
 
 
 def reference(folder: Path, rendered: str, response: str, layer: int, pooling: str = "mean") -> torch.Tensor:

@@ -16,8 +16,7 @@ from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 from fedvpa.backbone import EMBEDDED, cache_dir, models, resolve
 from fedvpa.config import ExperimentConfig, OutputConfig
 from fedvpa.errors import UserError
-
-from .conftest import save_llama, save_tokenizer
+from tiny_model import save_llama, save_tokenizer
 
 
 def test_a_local_folder(tiny, tmp_path) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score, silhouette_score
-from toy import method_of, settings, world
 
 from fedvpa.evaluation import diagnostics
 from fedvpa.evaluation.experiment import Prepared
 from fedvpa.federation import rounds
 from fedvpa.federation.rounds import TrainingState
 from fedvpa.variational import gaussian
+from toy import method_of, settings, world
 
 TRUTH = torch.tensor([0, 1, 0, 1, 0, 1])
 

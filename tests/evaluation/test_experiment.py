@@ -7,19 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from toy import DIM, preferences, settings, world
 
 from fedvpa.config import ExperimentConfig
 from fedvpa.evaluation import experiment
 from fedvpa.evaluation.experiment import Prepared, prepare, run_method
 from fedvpa.federation import rounds
 from fedvpa.federation.rounds import RoundReport, TrainingState
+from toy import DIM, preferences, settings, world
 
 SIZES = (0, 1, 2, 4, 8, 16)
-PROMISED = (
-    "method seed population inference default context_size accuracy worst_group_accuracy log_loss ece switch_gap "
-    "flip_rate active_units cluster_purity kl bytes_up bytes_down seconds_per_round"
-).split()
+LATENT_USE = {"switch_gap", "flip_rate", "active_units", "cluster_purity", "kl"}
+PROMISED = LATENT_USE | {"method", "seed", "population", "inference", "default", "context_size", "accuracy"}
+PROMISED |= {"worst_group_accuracy", "log_loss", "ece", "bytes_up", "bytes_down", "seconds_per_round"}
 
 
 def learnable(**overrides: Any) -> ExperimentConfig:
@@ -80,7 +79,7 @@ def test_the_latent_is_learned_and_used(run: experiment.MethodRun) -> None:
 def test_rows_hold_what_is_promised(run: experiment.MethodRun) -> None:
     assert len(run.rows) == len(run.scores) == 2 * 3 * len(SIZES)
     for row, scores in zip(run.rows, run.scores, strict=True):
-        assert set(PROMISED) <= set(row)
+        assert set(row) >= PROMISED
         assert row["method"] == "fedvpa-gp"
         assert scores.accuracy == pytest.approx(row["accuracy"])
         assert row["bytes_up"] > row["bytes_down"] - 12 * (2 * 8 * 4 + 8) - 100 > 0
@@ -111,7 +110,8 @@ def test_figures_are_there_for_methods_with_a_latent(run: experiment.MethodRun) 
     assert len(run.figures["prior_weights"]["weights"]) == 12
 
 
-def test_callbacks_get_validation_accuracy_when_it_is_due(prepared: Prepared) -> None:
+def test_callbacks_get_validation_accuracy_when_it_is_due(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "add_rows", lambda *arguments: None)
     config = learnable(federation__rounds=5, evaluation__every=2)
     short = replace(prepared, config=config)
     due: dict[int, Any] = {}
@@ -129,8 +129,9 @@ def test_a_run_goes_on_from_a_checkpoint_to_the_same_rows(prepared: Prepared) ->
     config = learnable(federation__rounds=4)
     short = replace(prepared, config=config)
     states: list[TrainingState] = []
-    whole = run_method(short, "fedvpa-gp", on_round=lambda r, s, v: states.append(s))
-    rest = run_method(short, "fedvpa-gp", state=states[1], seconds=[0.5, 0.5])
+    # fedbt has no latent to infer, which keeps this short; tests/federation does the same with every part of a state.
+    whole = run_method(short, "fedbt", on_round=lambda r, s, v: states.append(s))
+    rest = run_method(short, "fedbt", state=states[1], seconds=[0.5, 0.5])
     for one, two in zip(whole.rows, rest.rows, strict=True):
         assert {k: v for k, v in one.items() if k != "seconds_per_round"} == {
             k: v for k, v in two.items() if k != "seconds_per_round"
@@ -158,7 +159,7 @@ def test_methods_without_inference_have_one_row_per_population(prepared: Prepare
         ("seen", "none", None, True),
         ("unseen", "none", None, True),
     ]
-    assert all(set(PROMISED) <= set(r) for r in found.rows)
+    assert all(set(r) >= PROMISED for r in found.rows)
     assert all(r["flip_rate"] is None and r["kl"] is None for r in found.rows)
     assert (found.rows[0]["bytes_up"] is None) == name.startswith("oracle")
 
@@ -191,7 +192,9 @@ def test_the_switching_test_has_its_own_rows() -> None:
 
 def test_unknown_groups_leave_their_metrics_empty() -> None:
     config = learnable(federation__rounds=2, federation__validation_clients=0)
-    found = run_method(world(config, known=False), "fedvpa-gp")
+    rounds_seen: list[Any] = []
+    found = run_method(world(config, known=False), "fedvpa-gp", on_round=lambda r, s, v: rounds_seen.append(v))
+    assert rounds_seen == [None, None]  # nobody to validate on
     row = found.rows[0]
     assert row["default"] is True
     assert row["worst_group_accuracy"] is None

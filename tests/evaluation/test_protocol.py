@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from toy import method_of, settings, world
 
 from fedvpa.evaluation import protocol
 from fedvpa.evaluation.experiment import Prepared
@@ -15,6 +14,7 @@ from fedvpa.evaluation.protocol import Panel, make_panel, measure, opposite_user
 from fedvpa.federation import rounds
 from fedvpa.methods.base import Context
 from fedvpa.preferences.schema import LabelledPairs
+from toy import method_of, settings, world
 
 
 @pytest.fixture(scope="module")

@@ -65,21 +65,34 @@ def test_momentum_agrees_with_torch_up_to_the_scale() -> None:
     torch.testing.assert_close(run(ServerOptimizer("momentum", 0.5)), w.detach())
 
 
-def test_adam_is_fedadam_without_bias_correction() -> None:
-    w = THETA["w"].clone()
-    m, v = torch.zeros_like(w), torch.zeros_like(w)
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adam_is_torchs_on_the_negated_change(decay: float) -> None:
+    names = {"w.weight": decay, "w.bias": 0.0}  # decay acts on matrices only
+    server = ServerOptimizer("adam", 0.05, momentum=0.8, weight_decay=decay)
+    theta = {k: THETA["w"].clone() for k in names}
+    state = server.init(theta)
     for change in changes(5):
-        m, v = 0.9 * m + 0.1 * change, 0.99 * v + 0.01 * change**2
-        w = w + 0.5 * m / (v.sqrt() + 1e-3)
-    torch.testing.assert_close(run(ServerOptimizer("adam", 0.5)), w)
+        theta, state = server.step(theta, dict.fromkeys(names, change), state)
+    for name, expected_decay in names.items():
+        w = THETA["w"].clone().requires_grad_(True)
+        betas = (server.momentum, server.second)
+        optimizer = torch.optim.AdamW([w], lr=0.05, betas=betas, eps=server.epsilon, weight_decay=expected_decay)
+        for change in changes(5):
+            w.grad = -change
+            optimizer.step()
+        torch.testing.assert_close(theta[name], w.detach())
 
 
-def test_a_step_does_not_write_into_its_inputs() -> None:
-    theta, state = {"w": THETA["w"].clone()}, {"m.w": torch.zeros(2, 3).double(), "v.w": torch.zeros(2, 3).double()}
-    ServerOptimizer("adam", 0.5).step(theta, {"w": changes(1)[0]}, state)
+@pytest.mark.parametrize("kind", ["average", "momentum", "adam"])
+def test_a_step_does_not_write_into_its_inputs(kind: str) -> None:
+    optimizer = ServerOptimizer(kind, 0.5)
+    theta = {"w": THETA["w"].clone()}
+    state = optimizer.init(theta)
+    new, kept = optimizer.step(theta, {"w": changes(1)[0]}, state)
+    assert (new["w"] != 1).any()
     assert (theta["w"] == 1).all()
-    assert not state["m.w"].any()
-    assert not state["v.w"].any()
+    assert all(not v.any() for v in state.values())
+    assert kept.keys() == state.keys()
 
 
 def test_uploads_are_summed_in_the_order_of_the_ids() -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from toy import method_of, settings, world
 
+from fedvpa.evaluation.experiment import prepare
 from fedvpa.federation import rounds
 from fedvpa.federation.rounds import TrainingState
-from fedvpa.methods.base import Upload, draw_noise
+from fedvpa.methods.base import Upload, draw_noise, drop_features
 from fedvpa.preferences.seeding import generator
+from toy import method_of, preferences, settings, world
 
 
 def trained(engine: str = "vectorized", name: str = "fedvpa-gp", ragged: bool = True, **overrides: Any) -> tuple:
     """A trained state and the predictor's scores on the unseen users."""
-    config = settings(federation__engine=engine, **({"method__prior_start": 0.25, "method__ortho_start": 0.25} | overrides))
+    everything = {"method__prior_start": 0.25, "method__ortho_start": 0.25, "model__feature_dropout": 0.3}
+    config = settings(federation__engine=engine, **everything | overrides)
     prepared = world(config, ragged=ragged)
     method = method_of(prepared, name)
     state = rounds.train(method, config, prepared.clients)
@@ -46,10 +49,15 @@ def tensors(state: TrainingState) -> dict[str, torch.Tensor]:
     [
         ("fedvpa-gp", {}),
         ("fedvpa-gp", {"federation__batch_pairs": 4}),
-        ("fedvpa-gp", {"federation__batch_pairs": 4, "federation__vary_context": False, "federation__server_optimizer": "adam"}),
+        (
+            "fedvpa-gp",
+            {"federation__batch_pairs": 4, "federation__vary_context": False, "federation__server_optimizer": "adam"},
+        ),
+        ("fedvpa-gp", {"model__feature_dropout": 0.0, "federation__server_optimizer": "adam"}),
         ("fedvpa-gp", {"model__pooling": "attention", "model__odd_encoder": False, "method__kl": "bound"}),
         ("fedvpa-gp", {"model__pooling": "mean", "method__ortho": "paper", "method__kl": "moment"}),
         ("fedvpa-gp", {"model__residual": "bias", "method__prior_weights": "samples"}),
+        ("fedvpa-gp", {"federation__local_optimizer": "sgd", "federation__learning_rate": 0.1}),
         ("fedvpl", {}),
         ("fedvpl+prior", {}),
         ("fedvpl+ortho", {}),
@@ -63,11 +71,10 @@ def test_vectorised_engine_equals_the_loop(name: str, overrides: dict[str, Any])
     assert stacked.server.round == 4
     assert_equal(stacked, looped, 1e-9)
     torch.testing.assert_close(scores, expected, atol=1e-9, rtol=0)
-    start = rounds.start  # the comparison is not of two untouched states
-    config = settings()
-    untouched = start(method_of(world(config), name), config, 6).server.theta
-    moved = [k for k in untouched if untouched[k].shape == stacked.server.theta[k].shape]
-    assert any((untouched[k] - stacked.server.theta[k]).abs().max() > 1e-4 for k in moved)
+    # The comparison is not one of two untouched states.
+    config = settings(**overrides)
+    untouched = rounds.start(method_of(world(config), name), config, 6).server.theta
+    assert any((untouched[k] - v).abs().max() > 1e-4 for k, v in stacked.server.theta.items())
 
 
 def test_vectorised_scores_equal_the_loops_in_single_precision() -> None:
@@ -126,7 +133,9 @@ def test_same_seed_same_bits_and_another_seed_another_result(engine: str, name: 
     assert_equal(one, again)
     assert (scores == same).all()
     other, _ = trained(engine, name, federation__dtype="float32", seed=1)
-    assert all((one.server.theta[k] != other.server.theta[k]).any() for k in ("features.0.weight", "features.1.weight"))
+    matrices = [k for k, v in one.server.theta.items() if v.dim() == 2]
+    assert matrices
+    assert all((one.server.theta[k] != other.server.theta[k]).any() for k in matrices)
 
 
 def test_going_on_from_a_state_gives_the_same_bits() -> None:
@@ -206,10 +215,22 @@ def test_noise_belongs_to_the_client_and_ignores_the_padding() -> None:
     assert (among.rank[1, :, :2] == alone.rank[0]).all()
 
 
-def test_base_choice_logits_are_trained_on_and_summed_up_in_alpha() -> None:
-    from fedvpa.evaluation.experiment import prepare
-    from toy import preferences
+def test_dropped_features_are_scaled_up_and_the_same_for_all_pairs_of_a_client() -> None:
+    prepared = world(settings(), ragged=True)
+    batch = prepared.clients.batch(torch.tensor([0, 1]))
+    keep = torch.tensor([[True, False, True, False, True, False], [True] * 6])
+    found = drop_features(batch, keep)
+    assert (found.x[0, :, 1::2] == 0).all()
+    torch.testing.assert_close(found.x[0, :, ::2], 2 * batch.x[0, :, ::2])
+    assert (found.x[1] == batch.x[1]).all()
+    assert drop_features(batch, keep[:, :0]) is batch
+    spec = replace(method_of(prepared).noise_spec(), dropout=0.3, steps=2000)
+    keep = draw_noise(spec, 5, 5, generator(0, "keep")).keep
+    assert keep.shape == (1, 2000, 6)
+    assert abs(float(keep.double().mean()) - 0.7) < 4 * (0.21 / keep.numel()) ** 0.5
 
+
+def test_base_choice_logits_are_trained_on_and_summed_up_in_alpha() -> None:
     config = settings(federation__learning_rate=0.01)
     data, features = preferences(config, groups=1)
     useful = data.group_labels[0].float() * 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy import method_of, settings, world
 
 from fedvpa.errors import UserError
 from fedvpa.evaluation.experiment import Prepared, run_method
@@ -13,6 +12,7 @@ from fedvpa.federation import rounds
 from fedvpa.methods.base import Context, Pool
 from fedvpa.methods.oracle import split_pairs
 from fedvpa.methods.supervised import Labelled, accuracy, linear_bradley_terry, linear_scores
+from toy import method_of, settings, world
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,13 @@ def test_linear_bradley_terry_separates_and_is_antisymmetric() -> None:
 
 
 def test_fedbt_follows_the_majority_and_serves_nobody_in_particular() -> None:
-    config = settings(federation__rounds=15, federation__sampled_clients=6, federation__server_learning_rate=1.0,
-                      federation__learning_rate=0.02, federation__local_steps=10)
+    config = settings(
+        federation__rounds=15,
+        federation__sampled_clients=6,
+        federation__server_learning_rate=1.0,
+        federation__learning_rate=0.02,
+        federation__local_steps=10,
+    )
     one_rule = world(config, groups=1)
     run = run_method(one_rule, "fedbt")
     assert min(r["accuracy"] for r in run.rows) > 0.85

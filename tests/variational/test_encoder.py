@@ -1,5 +1,7 @@
 """From labelled pairs to a posterior: the product of experts, the swap property, empty contexts."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -98,7 +100,7 @@ def test_more_pairs_give_a_narrower_posterior() -> None:
     theta, (e, _) = model(2), context(2)
     x = encoder.experts(theta, e)
     widths = [encoder.pool(x, torch.arange(6) < n).log_var for n in range(7)]
-    assert all((b < a).all() for a, b in zip(widths, widths[1:], strict=False))
+    assert all((b < a).all() for a, b in itertools.pairwise(widths))
 
 
 def test_mean_and_attention_pooling_by_hand() -> None:

@@ -13,7 +13,8 @@ seeds = st.integers(0, 10_000)
 
 def random_gaussian(seed: int, *shape: int) -> Gaussian:
     g = torch.Generator().manual_seed(seed)
-    return Gaussian(*(torch.randn(2, *shape, generator=g, dtype=torch.float64) * torch.tensor([2.0, 1.0]).reshape(2, *[1] * len(shape))))
+    mean, log_var = torch.randn(2, *shape, generator=g, dtype=torch.float64)
+    return Gaussian(2 * mean, log_var)
 
 
 def reference(q: Gaussian) -> Independent:

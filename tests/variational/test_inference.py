@@ -89,9 +89,7 @@ def test_refinement_climbs_the_log_joint_from_the_best_start(theta: Theta, pairs
 
 def test_refined_users_do_not_depend_on_one_another(theta: Theta, pairs: tuple) -> None:
     d, y, context = pairs
-    mix = prior.with_standard(
-        torch.zeros(1, 1).double(), draw(5, 1, DIM), torch.ones(1, DIM).double(), 0.5, 0.05
-    )
+    mix = prior.with_standard(torch.zeros(1, 1).double(), draw(5, 1, DIM), torch.ones(1, DIM).double(), 0.5, 0.05)
     starts = draw(6, USERS, 2, DIM)
     together = inference.refine(theta, starts, mix, d, None, y, context)
     alone = inference.refine(theta, starts[1:], mix, d[1:], None, y[1:], context[1:])

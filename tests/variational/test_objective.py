@@ -63,6 +63,18 @@ def test_bradley_terry_is_the_logistic_loss() -> None:
     torch.testing.assert_close(found, torch.stack([loss[i][QUERY[i]].mean() for i in range(2)]))
 
 
+def test_cluster_fit_is_the_loss_under_the_own_prototype_over_all_pairs() -> None:
+    real = Y != 0
+    found = objective.cluster_fit(LOGITS, Y, real, torch.tensor([2, 1]))
+    for i, k in ((0, 2), (1, 1)):
+        pairs = [j for j in range(4) if real[i, j]]
+        expected = -sum(math.log(p(i, k, j)) for j in pairs) / len(pairs)
+        assert math.isclose(float(found[i]), expected, rel_tol=1e-12)
+    assert objective.cluster_fit(LOGITS, Y, real, torch.tensor([-1, 0]))[0] == 0
+
+
 def test_total_weights_the_parts() -> None:
-    one, two, three, four = (torch.tensor([float(v)]) for v in (1, 10, 100, 1000))
-    assert float(Terms(one, two, three, four).total(0.5, 2.0, 0.1)) == 1 + 5 + 200 + 100
+    parts = Terms(*(torch.tensor([10.0**k]) for k in range(5)))
+    assert parts._fields == ("reconstruction", "kl", "ortho", "mixture", "cluster")
+    assert float(parts.total(beta=2, lambda_=3, mixture=4, cluster=5)) == 54321
+    assert float(parts.total(beta=0, lambda_=0, mixture=0, cluster=0)) == 1

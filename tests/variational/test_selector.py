@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,15 +43,22 @@ def test_equal_responses_score_zero() -> None:
 
 
 def test_score_by_hand() -> None:
-    theta, a, b, z, base = model(1), draw(1, 2, 5), draw(2, 2, 5), draw(3, 1, 3), draw(4, 2)
-
-    def g(x: torch.Tensor) -> torch.Tensor:
-        return F.gelu(x @ theta["features.0.weight"].T + theta["features.0.bias"]) @ theta["features.1.weight"].T
-
-    d = g(a) - g(b)
-    torch.testing.assert_close(difference(theta, torch.cat([a, b])), d)
+    theta, d, z, base = model(1), draw(1, 2, 6), draw(3, 1, 3), draw(4, 2)
     w = theta["selector.weight"] @ z[0] + theta["selector.common"]
     torch.testing.assert_close(score(theta, d, z, base)[0], theta["selector.alpha"] * base + d @ w / math.sqrt(6))
+
+
+def test_the_difference_is_one_of_a_map_of_each_response_alone() -> None:
+    theta, (a, b, c) = model(1), draw(1, 3, 4, 5)
+
+    def between(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return difference(theta, torch.cat([x, y]))
+
+    torch.testing.assert_close(between(a, b) + between(b, c), between(a, c))
+    torch.testing.assert_close(between(a, b)[2:], difference(theta, torch.cat([a[2:], b[2:]])))
+    assert between(a, b).shape == (4, 6)
+    doubled = between(2 * a, 2 * b)  # and not a linear one
+    assert (doubled - 2 * between(a, b)).abs().max() > 1e-3
 
 
 def test_literal_residual_is_a_constant_that_a_swap_does_not_negate() -> None:

@@ -150,8 +150,8 @@ def read_cell(path: Path) -> Finished | None:
             PairScores(_spread(arrays["pairs"], w, size), _spread(arrays["pairs"], c, size))
             for w, c in zip(arrays["weight"], arrays["correct"], strict=True)
         ]
-        kept = (tree[k] for k in ("rows", "switching", "figures", "metrics"))
-        return Finished(*kept, scores, tree["pool"], tree["seconds"])
+        kept = {k: tree[k] for k in ("rows", "switching", "figures", "metrics", "pool", "seconds")}
+        return Finished(scores=scores, **kept)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None
 

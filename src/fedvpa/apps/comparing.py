@@ -6,6 +6,7 @@ import difflib
 import json
 import multiprocessing
 import os
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -92,6 +93,7 @@ def compare(
             console.print(f"{len(known)} of {len(cells)} cells are there already", highlight=False)
         todo = [c for c in cells if c not in known]
         failures = _run_all(config, todo, folder, console, jobs or default_jobs(config), threads)
+        _log(folder / runs.FAILURES, failures)
         known |= {c: f for c in todo if (f := read_cell(c.file(folder / runs.CELLS))) is not None}
         if not known:
             raise next(iter(failures.values()))
@@ -159,6 +161,16 @@ def _executor(jobs: int, threads: int) -> Iterator[Executor]:
     executor.shutdown()
 
 
+def _log(path: Path, failures: dict[Cell, BaseException]) -> None:
+    """Tracebacks of the failures that are not the user's; no file where there are none."""
+    unexpected = {cell: e for cell, e in failures.items() if not isinstance(e, UserError)}
+    path.unlink(missing_ok=True)
+    if unexpected:
+        write_text(
+            path, "\n".join(f"{cell}\n{''.join(traceback.format_exception(e))}" for cell, e in unexpected.items())
+        )
+
+
 def _combine(
     config: ExperimentConfig, data: Any, notes: Sequence[str], cells: dict[Cell, Finished]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -176,7 +188,7 @@ def _combine(
 
 
 def explain(error: BaseException) -> str:
-    """A failure in one line."""
+    """A failure in one line; what is no mistake of the user's is in ``failures.log`` with its traceback."""
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else ""
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 import fedvpa
 from fedvpa.backbone.models import EMBEDDED, cache_dir, embedded_wheel
-from fedvpa.config import ExperimentConfig
+from fedvpa.config import parse_config
 from fedvpa.errors import UserError
 from fedvpa.preferences.hh_files import HUB_ID, find_source
 
@@ -39,7 +39,7 @@ class Finding(NamedTuple):
 
 def examine() -> list[Finding]:
     """Everything that `fedvpa doctor` prints. Changes nothing, and downloads nothing."""
-    cache = cache_dir(ExperimentConfig())
+    cache = cache_dir(parse_config({}))
     return [*_versions(), _device(), _embedded(cache), _cache(cache), _disk(cache), _hh_rlhf(), _hub(), *_extras()]
 
 

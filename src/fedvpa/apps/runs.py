@@ -30,11 +30,11 @@ from fedvpa.preferences.schema import FederatedPreferences
 from fedvpa.reporting.html import write_report
 
 CONFIG, RESULTS, METRICS, REPORT = "config.yaml", "results.json", "metrics.jsonl", "report.html"
-CHECKPOINTS, CELLS, EVENTS = "checkpoints", "cells", "tensorboard"
+CHECKPOINTS, CELLS, EVENTS, FAILURES = "checkpoints", "cells", "tensorboard", "failures.log"
 _LOCK = ".lock"
 # Results go first, so that a removal that is cut short leaves no run that looks finished; the configuration, by which
 # a run is known, goes last.
-_OWNED = (RESULTS, REPORT, METRICS, "model.safetensors", "model.json", CHECKPOINTS, CELLS, EVENTS, CONFIG)
+_OWNED = (RESULTS, REPORT, METRICS, "model.safetensors", "model.json", CHECKPOINTS, CELLS, EVENTS, FAILURES, CONFIG)
 
 Mode = Literal["new", "overwrite", "resume"]
 Kind = Literal["train", "compare"]

@@ -196,6 +196,9 @@ class RoundRecord(_Strict):
     kl: float | None = Field(None, description="KL to the prior, in nats, before its weight beta.")
     ortho: float | None = Field(None, description="Orthogonal loss, before its weight lambda; 0 or null while off.")
     mixture: float | None = Field(None, description="Mixture predictive loss, before its weight; 0 or null while off.")
+    cluster: float | None = Field(
+        None, description="Fit under the own cluster's prototype, before its weight; 0 or null while it is off."
+    )
     bytes_up: float | None = Field(None, description="Bytes that one client sent.")
     bytes_down: float | None = Field(None, description="Bytes that one client received.")
     seconds: float | None = Field(None, description="Wall-clock seconds of the round.")

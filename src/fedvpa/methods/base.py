@@ -106,6 +106,7 @@ class LocalNoise(NamedTuple):
         normal: (K, steps, samples, dim) for the reparameterised samples.
         gumbel: (K, steps, peers) for the prior's weights.
         subset: (K, R, pairs) bool random contexts for the posterior statistics.
+        keep: (K, steps, D) bool input features that are kept; (K, steps, 0) without dropout.
     """
 
     rank: Tensor
@@ -113,6 +114,7 @@ class LocalNoise(NamedTuple):
     normal: Tensor
     gumbel: Tensor
     subset: Tensor
+    keep: Tensor
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ class NoiseSpec:
     samples: int
     dim: int
     peers: int
+    features: int
+    dropout: float
 
 
 def draw_noise(spec: NoiseSpec, pairs: int, padded: int, generator: torch.Generator) -> LocalNoise:
@@ -146,7 +150,21 @@ def draw_noise(spec: NoiseSpec, pairs: int, padded: int, generator: torch.Genera
     uniform = torch.rand(1, spec.steps, spec.peers, generator=generator)
     gumbel = -(-uniform.clamp(min=1e-10).log()).log()
     subset = ranks(SUBSETS) < sizes(SUBSETS).unsqueeze(-1)
-    return LocalNoise(rank, size, normal, gumbel, subset)
+    width = spec.features if spec.dropout > 0 else 0
+    keep = torch.rand(1, spec.steps, width, generator=generator) >= spec.dropout
+    return LocalNoise(rank, size, normal, gumbel, subset, keep)
+
+
+def drop_features(batch: ClientBatch, keep: Tensor) -> ClientBatch:
+    """The batch without the input features outside `keep` (K, D), the others scaled up to the same mean (dropout).
+
+    A client's pairs lose the same features, so a difference embedding stays antisymmetric.
+    """
+    if not keep.shape[-1]:
+        return batch
+    scale = keep.to(batch.x.dtype)
+    scale = scale * (keep.shape[-1] / scale.sum(-1, keepdim=True).clamp(min=1))
+    return batch._replace(x=batch.x * scale.unsqueeze(1))
 
 
 @dataclass(frozen=True)

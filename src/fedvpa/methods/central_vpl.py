@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from fedvpa.methods.base import ClientBatch, Download, LocalNoise, Private, Upload, local_optimizer
+from fedvpa.methods.base import ClientBatch, Download, LocalNoise, Private, Upload, drop_features, local_optimizer
 from fedvpa.methods.fedvpl import FedVPL
 from fedvpa.preferences.seeding import generator
 from fedvpa.variational.selector import Theta
@@ -40,11 +40,12 @@ class CentralVPL(FedVPL):
         for step in range(self.f.local_steps):
             users = order[step * width : (step + 1) * width]
             part = ClientBatch(*(None if t is None else t[users] for t in batch))
+            part = drop_features(part, noise.keep[users, step])
             context = (noise.rank[users, step] < size[users, step].unsqueeze(-1)) & part.mask
             terms, _ = self.terms(
                 theta, {}, part, context, noise.normal[users, step], noise.gumbel[users, step], download
             )
-            loss = terms.total(self.m.beta, self.m.lambda_, self.m.mixture_loss).mean()
+            loss = terms.total(self.beta(download), self.m.lambda_, self.m.mixture_loss, self.m.cluster_loss).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -18,6 +18,7 @@ from fedvpa.methods.base import (
     ServerState,
     Setup,
     Upload,
+    drop_features,
     local_optimizer,
     stack_theta,
 )
@@ -57,7 +58,7 @@ class FedBT:
 
     def noise_spec(self) -> NoiseSpec:
         f = self.config.federation
-        return NoiseSpec(f.local_steps, 1, False, 0, 0, 0)
+        return NoiseSpec(f.local_steps, 1, False, 0, 0, 0, self.sizes.features, self.config.model.feature_dropout)
 
     def broadcast(self, state: ServerState) -> Download:
         return Download(
@@ -78,6 +79,7 @@ class FedBT:
             part = batch
             if f.batch_pairs < batch.y.shape[1]:
                 part = batch.take(noise.rank[:, step].argsort(-1)[:, : f.batch_pairs])
+            part = drop_features(part, noise.keep[:, step])
             loss = bradley_terry(theta, difference(theta, part.x), part.base_logit, part.y, part.mask)
             optimizer.zero_grad()
             loss.sum().backward()

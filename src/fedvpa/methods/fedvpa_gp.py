@@ -22,6 +22,7 @@ from fedvpa.methods.base import (
     ServerState,
     Setup,
     Upload,
+    drop_features,
     local_optimizer,
     log_counts,
     select,
@@ -149,20 +150,29 @@ class FedVPAGP:
     def noise_spec(self) -> NoiseSpec:
         f = self.f
         return NoiseSpec(
-            f.local_steps, f.context_pairs, f.vary_context, self.m.samples, self.sizes.latent, self.setup.clients
+            steps=f.local_steps,
+            context_pairs=f.context_pairs,
+            vary_context=f.vary_context,
+            samples=self.m.samples,
+            dim=self.sizes.latent,
+            peers=self.setup.clients,
+            features=self.sizes.features,
+            dropout=self.config.model.feature_dropout,
         )
 
     def posterior(self, theta: Mapping[str, Tensor], d: Tensor, y: Tensor, context: Tensor) -> Gaussian:
         """q(z | C) from difference embeddings d (..., n, h), labels y (..., n) and the context's mask (..., n)."""
         model = self.config.model
-        x = encoder.experts(theta, y.unsqueeze(-1) * d, model.odd_encoder)
-        return encoder.pool(x, context, model.pooling, model.max_log_var)
+        return encoder.pool(self.experts(theta, d, y), context, model.pooling, model.max_log_var)
+
+    def experts(self, theta: Mapping[str, Tensor], d: Tensor, y: Tensor) -> encoder.Experts:
+        """One Gaussian expert per labelled pair. d: (..., n, h); y: (..., n)"""
+        return encoder.experts(theta, y.unsqueeze(-1) * d, self.config.model.odd_encoder)
 
     def statistics(self, theta: Theta, batch: ClientBatch, subset: Tensor) -> tuple[Tensor, Tensor]:
         """mubar and sbar^2 (K, dim) over random contexts, under the received theta (section 6)."""
         model = self.config.model
-        d = difference(theta, batch.x)
-        x = encoder.experts(theta, batch.y.unsqueeze(-1) * d, model.odd_encoder)
+        x = self.experts(theta, difference(theta, batch.x), batch.y)
         each = encoder.Experts(*(t.unsqueeze(1) for t in x))
         q = encoder.pool(each, subset & batch.mask.unsqueeze(1), model.pooling, model.max_log_var)
         return gaussian.total_variance(q)
@@ -204,16 +214,21 @@ class FedVPAGP:
         else:
             divergence = gaussian.kl(q, gaussian.standard(q.mean))
 
-        ortho, predictive = zero, zero
+        ortho, predictive, cluster = zero, zero, zero
         if download.ortho_active:
             label = download.labels[batch.ids]
             apart = prototypes.separation(theta["prototypes"], m.kappa, m.ortho)
             to_own = prototypes.pull(q.mean, z, theta["prototypes"], label.clamp(min=0), m.kappa, m.ortho)
             ortho = torch.where(label >= 0, to_own, 0.0) + m.gamma * apart
-            if m.mixture_loss > 0:
-                logits = score(theta, d, theta["prototypes"], batch.base_logit)
-                predictive = objective.mixture_predictive(logits, batch.y, context, query, download.shares.log())
-        return Terms(fit, divergence, ortho, predictive), notes
+            logits = score(theta, d, theta["prototypes"], batch.base_logit)
+            predictive = objective.mixture_predictive(logits, batch.y, context, query, download.shares.log())
+            cluster = objective.cluster_fit(logits, batch.y, batch.mask, label)
+        return Terms(fit, divergence, ortho, predictive, cluster), notes
+
+    def beta(self, download: Download) -> float:
+        """The KL's weight in a round: capped until the warm-up ends (ours), so that z is there before it costs much."""
+        warm = download.round < self.m.prior_start * self.f.rounds
+        return min(self.m.beta, self.m.beta_warmup) if warm else self.m.beta
 
     def prior(
         self, log_pi: Tensor, ids: Tensor, gumbel: Tensor | None, download: Download
@@ -247,11 +262,12 @@ class FedVPAGP:
                 part, rank = batch.take(chosen), torch.arange(width).expand(clients, -1)
             else:
                 part = batch
+            part = drop_features(part, noise.keep[:, step])
             context = (rank < size[:, step].clamp(max=width - 1).unsqueeze(-1)) & part.mask
             terms, notes = self.terms(
                 theta, private, part, context, noise.normal[:, step], noise.gumbel[:, step], download
             )
-            loss = terms.total(m.beta, m.lambda_, m.mixture_loss)
+            loss = terms.total(self.beta(download), m.lambda_, m.mixture_loss, m.cluster_loss)
             optimizer.zero_grad()
             loss.sum().backward()
             optimizer.step()
@@ -308,8 +324,12 @@ class LatentPredictor:
         if how == "amortised":
             return Particles.point(self.posterior(context).mean)
         d, base = self._rows(context.index)
+        evidence = None
+        if self.method.m.expert_evidence > 0:
+            x = self.method.experts(self.theta, d, context.y)
+            evidence = self.method.m.expert_evidence * inference.expert_evidence(x, self.centres, context.mask)
         particles = inference.mixture_particles(
-            self.theta, self.centres, self.log_shares, d, base, context.y, context.mask
+            self.theta, self.centres, self.log_shares, d, base, context.y, context.mask, evidence
         )
         if how == "mixture":
             return particles

@@ -191,8 +191,9 @@ def _losses(results: Results, metrics: Metrics, config: Mapping[str, Any]) -> li
         "kl": float(method_config["beta"]),
         "ortho": float(method_config["lambda_"]),
         "mixture": float(method_config["mixture_loss"]),
+        "cluster": float(method_config["cluster_loss"]),
     }
-    with_terms = {m["method"] for m in metrics if any(m[t] for t in ("kl", "ortho", "mixture"))}
+    with_terms = {m["method"] for m in metrics if any(m[t] for t in ("kl", "ortho", "mixture", "cluster"))}
     methods = [m for m in tables.methods_of(results) if m in with_terms]
     if not methods:
         return []

@@ -228,6 +228,7 @@ TERMS = {
     "kl": "β · KL",
     "ortho": "λ · orthogonal",
     "mixture": "mixture predictive",
+    "cluster": "cluster fit",
 }
 
 

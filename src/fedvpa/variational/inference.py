@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedvpa.variational import gaussian
+from fedvpa.variational.encoder import Experts
 from fedvpa.variational.gaussian import Gaussian
 from fedvpa.variational.objective import responsibilities
 from fedvpa.variational.prior import Mixture, log_density
@@ -68,6 +69,7 @@ def mixture_particles(
     base_logit: Tensor | None,
     y: Tensor,
     context: Tensor,
+    evidence: Tensor | None = None,
 ) -> Particles:
     """Mixture inference (ours): the M centres, weighted by their responsibility for the context.
 
@@ -75,12 +77,31 @@ def mixture_particles(
         centres: (M, dim) prototypes, or centroids of posteriors.
         log_shares: (M,) log w_k.
         d: (..., pairs, h); base_logit, y: (..., pairs); context: (..., pairs) True for context pairs.
+        evidence: (..., M) further log evidence for each centre, such as `expert_evidence`.
 
     Returns:
         Particles (..., M, dim).
     """
     z = centres.expand(*d.shape[:-2], *centres.shape)
-    return Particles(z, responsibilities(score(theta, d, z, base_logit), y, context, log_shares))
+    log_r = responsibilities(score(theta, d, z, base_logit), y, context, log_shares)
+    return Particles(z, log_r if evidence is None else (log_r + evidence).log_softmax(-1))
+
+
+def expert_evidence(x: Experts, centres: Tensor, context: Tensor) -> Tensor:
+    """What the encoder says of each centre: sum over context pairs of log N(p_k; m_j, 1/t_j), up to a constant (ours).
+
+    The decoder's likelihood asks "would this user give these labels?"; the experts also see *which* pairs a user
+    compares. The two err differently, so that together they tell users apart better than either.
+
+    Args:
+        x: experts (..., pairs, dim); centres: (M, dim); context: (..., pairs) True for context pairs.
+
+    Returns:
+        (..., M)
+    """
+    t = x.log_precision.exp() * context.unsqueeze(-1)
+    # sum_j t_j (p - m_j)^2 without the term that does not depend on p.
+    return (t * x.mean).sum(-2) @ centres.mT - 0.5 * t.sum(-2) @ (centres**2).mT
 
 
 def refine(

@@ -20,10 +20,12 @@ class Terms(NamedTuple):
     kl: Tensor
     ortho: Tensor
     mixture: Tensor
+    cluster: Tensor
 
-    def total(self, beta: float, lambda_: float, mixture: float) -> Tensor:
-        """L_i = reconstruction + beta KL + lambda L_ortho + mixture weight * mixture predictive. (...)"""
-        return self.reconstruction + beta * self.kl + lambda_ * self.ortho + mixture * self.mixture
+    def total(self, beta: float, lambda_: float, mixture: float, cluster: float) -> Tensor:
+        """L_i = reconstruction + beta KL + lambda L_ortho + weighted mixture predictive and cluster fit (ours). (...)"""
+        paper = self.reconstruction + beta * self.kl + lambda_ * self.ortho
+        return paper + mixture * self.mixture + cluster * self.cluster
 
 
 def query_mean(values: Tensor, query: Tensor) -> Tensor:
@@ -73,6 +75,18 @@ def mixture_predictive(logits: Tensor, y: Tensor, context: Tensor, query: Tensor
     log_r = responsibilities(logits, y, context, log_shares)
     log_p = F.logsigmoid(y.unsqueeze(-2) * logits)
     return query_mean(-torch.logsumexp(log_r.unsqueeze(-1) + log_p, -2), query)
+
+
+def cluster_fit(logits: Tensor, y: Tensor, mask: Tensor, label: Tensor) -> Tensor:
+    """Mean over all pairs of -log p(y | p_c), c the client's cluster (ours): the decoder learns from every pair under
+    a latent that no short context can get wrong.
+
+    Args:
+        logits: (..., M, pairs) scores under each prototype; y, mask: (..., pairs); label: (...), -1 gives 0.
+    """
+    index = label.clamp(min=0)[..., None, None].expand(*label.shape, 1, logits.shape[-1])
+    own = logits.gather(-2, index).squeeze(-2)
+    return torch.where(label >= 0, query_mean(-F.logsigmoid(y * own), mask), 0.0)
 
 
 def bradley_terry(theta: Mapping[str, Tensor], d: Tensor, base_logit: Tensor | None, y: Tensor, mask: Tensor) -> Tensor:

