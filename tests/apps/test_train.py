@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import Cli
 from fedvpa.apps import training
@@ -63,10 +64,17 @@ def test_run_folder(finished: Path) -> None:
     rows = read_results(finished / "results.json")["rows"]
     assert {r["population"] for r in rows} == {"seen", "unseen"}
     assert {r["context_size"] for r in rows} == {0, 1, 2, 4, 8, 16}
-    assert list(finished.glob("tensorboard/events.*"))
     model = json.loads((finished / "model.json").read_text())
     assert set(model["default_inference"]) == {"0", "1", "2", "4", "8", "16"}
     assert model["groups"] == ["longer", "shorter"]
+
+
+def test_tensorboard_reads_the_events(finished: Path) -> None:
+    events = EventAccumulator(str(finished / "tensorboard"))
+    events.Reload()
+    losses = [r["loss"] for r in read_metrics(finished / "metrics.jsonl")]
+    assert [e.value for e in events.Scalars("train/loss")] == pytest.approx(losses)
+    assert [e.step for e in events.Scalars("validation/accuracy")] == [4, 8]
 
 
 def test_output_is_a_table_and_the_report(experiment: Path, tmp_path: Path, cli: Cli) -> None:

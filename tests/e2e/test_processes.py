@@ -75,12 +75,13 @@ def test_resume_is_bit_identical_after(
     assert [r["round"] for r in read_metrics(out / "metrics.jsonl")] == list(range(1, 61))
 
 
-def test_a_full_disk(experiment: Path, tmp_path: Path) -> None:
-    """A file system of 200 kB."""
+@pytest.mark.parametrize("size", ["4k", "28k", "100k"])
+def test_a_full_disk(size: str, experiment: Path, tmp_path: Path) -> None:
+    """A file system that is too small for the configuration, a checkpoint, the results."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True, check=False
     )
     if mounted.returncode != 0:
         pytest.skip("mounting a small file system is not allowed here")

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import fedvpa
 from fedvpa.apps import runs
+from fedvpa.apps.events import Events
 from fedvpa.apps.progress import RoundProgress
 from fedvpa.apps.runs import RunFolder
 from fedvpa.apps.stopping import StopSignals
@@ -122,11 +123,9 @@ class _RoundLog:
         old = read_metrics(self.path) if self.path.is_file() else []
         self.records: list[dict[str, Any]] = [r for r in old if r["round"] <= round]
         write_text(self.path, "".join(_line(r) for r in self.records))
-        self._events: Any = None
+        self._events: Events | None = None
         if config.output.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second, and can be switched off
-
-            self._events = SummaryWriter(str(folder / runs.EVENTS), purge_step=round + 1 if round else None)
+            self._events = Events(folder / runs.EVENTS, round + 1 if round else None)
 
     def __enter__(self) -> _RoundLog:
         self._stack = contextlib.ExitStack()
@@ -144,12 +143,9 @@ class _RoundLog:
         self._file.write(_line(record))
         self._file.flush()
         if self._events is not None:
-            for key, value in record.items():
-                if isinstance(value, float):
-                    self._events.add_scalar(f"train/{key}", value, report.round)
-            for key, value in (record["validation"] or {}).items():
-                if isinstance(value, float):
-                    self._events.add_scalar(f"validation/{key}", value, report.round)
+            named = {f"train/{k}": v for k, v in record.items()}
+            named |= {f"validation/{k}": v for k, v in (record["validation"] or {}).items()}
+            self._events.add({k: v for k, v in named.items() if isinstance(v, float)}, report.round)
 
     def sync(self) -> None:
         """To disk, before the checkpoint that counts on it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,28 @@ class Experts(NamedTuple):
     score: Tensor
 
 
+class _StackedAffine(torch.autograd.Function):
+    """x W^T + b for a stack of clients, (K, rows, inputs) and (K, outputs, inputs).
+
+    The gradient of W is a GEMM that writes W's own layout. Autograd's formula yields the transpose, and copying that
+    into place costs about as much as the forward GEMM.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        to_x = gradient @ weight if ctx.needs_input_grad[0] else None
+        return to_x, gradient.mT @ x, gradient.sum(-2)
+
+
 def linear(x: Tensor, theta: Mapping[str, Tensor], name: str) -> Tensor:
     """Affine map with parameters that may carry the same leading (client) dimensions as `x`.
 
@@ -41,7 +63,7 @@ def linear(x: Tensor, theta: Mapping[str, Tensor], name: str) -> Tensor:
         return F.linear(x, weight, bias)
     if bias is None:
         return x @ weight.mT
-    return torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
+    return _StackedAffine.apply(x, weight, bias)
 
 
 def experts(theta: Mapping[str, Tensor], e: Tensor, odd: bool = True) -> Experts:

@@ -23,7 +23,7 @@ class Terms(NamedTuple):
     cluster: Tensor
 
     def total(self, beta: float, lambda_: float, mixture: float, cluster: float) -> Tensor:
-        """L_i = reconstruction + beta KL + lambda L_ortho + weighted mixture predictive and cluster fit (ours). (...)"""
+        """L_i = reconstruction + beta KL + lambda L_ortho + weighted mixture and cluster losses (ours). (...)"""
         paper = self.reconstruction + beta * self.kl + lambda_ * self.ortho
         return paper + mixture * self.mixture + cluster * self.cluster
 
