@@ -173,8 +173,7 @@ class FedVPAGP:
         """mubar and sbar^2 (K, dim) over random contexts, under the received theta (section 6)."""
         model = self.config.model
         x = self.experts(theta, difference(theta, batch.x), batch.y)
-        each = encoder.Experts(*(t.unsqueeze(1) for t in x))
-        q = encoder.pool(each, subset & batch.mask.unsqueeze(1), model.pooling, model.max_log_var)
+        q = encoder.pool(x, subset & batch.mask.unsqueeze(1), model.pooling, model.max_log_var)
         return gaussian.total_variance(q)
 
     def terms(
@@ -252,7 +251,7 @@ class FedVPAGP:
         theta = stack_theta(download.theta, clients)
         private = {k: v.clone().requires_grad_(True) for k, v in private.items()}
         optimizer = local_optimizer(theta, self.config, private)
-        # A client with a single pair in reach has no query: its context is empty then and only the prior acts.
+        # At least one pair stays a query: a client with a single pair predicts it from an empty context.
         size = torch.minimum(noise.context_size, (batch.counts - 1).clamp(min=0).unsqueeze(-1))
         width = min(batch.y.shape[1], self.f.batch_pairs)
         for step in range(self.f.local_steps):

@@ -104,24 +104,27 @@ def pool(x: Experts, mask: Tensor, how: Pooling = "poe", max_log_var: float = 0.
 
     Args:
         x: (..., pairs, dim)
-        mask: (..., pairs) True for the pairs of the context; may have further leading dimensions.
+        mask: (..., pairs) True for the pairs of the context, or (..., contexts, pairs) for several contexts.
         max_log_var: cap of log sigma^2, log sigma_max^2 in the paper.
 
     Returns:
-        Posterior (..., dim).
+        Posterior (..., dim), or (..., contexts, dim).
     """
+    if mask.dim() < x.mean.dim():
+        mean, log_var = pool(x, mask.unsqueeze(-2), how, max_log_var)
+        return Gaussian(mean.squeeze(-2), log_var.squeeze(-2))
     w = mask.to(x.mean.dtype)
     if how == "poe":
         t = x.log_precision.exp()
         both = torch.cat([t, t * x.mean], -1)
-        total, weighted = (w.unsqueeze(-2) @ both).squeeze(-2).chunk(2, -1)
+        total, weighted = (w @ both).chunk(2, -1)
         precision = 1 + total
         return Gaussian(weighted / precision, (-precision.log()).clamp(max=max_log_var))
     if how == "mean":
         a = w / w.sum(-1, keepdim=True).clamp(min=1)
     else:
-        score = x.score.expand(mask.shape).masked_fill(~mask, float("-inf"))
+        score = x.score.unsqueeze(-2).expand(mask.shape).masked_fill(~mask, float("-inf"))
         a = score.softmax(-1).nan_to_num(0.0)
     both = torch.cat([x.mean, -x.log_precision], -1)
-    mean, log_var = (a.unsqueeze(-2) @ both).squeeze(-2).chunk(2, -1)
+    mean, log_var = (a @ both).chunk(2, -1)
     return Gaussian(mean, log_var.clamp(max=max_log_var))
