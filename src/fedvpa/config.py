@@ -44,7 +44,7 @@ class DataConfig(_Section):
     path: str | None = Field(
         None,
         description="A file or folder in the source's layout, or a dataset id on the Hub. Empty: the source's own "
-        "default (hh-*: $FEDVPA_HH_RLHF, then ./data/hh-rlhf, ../shared/data/hh-rlhf, then Anthropic/hh-rlhf on the Hub).",
+        "default (hh-*: $FEDVPA_HH_RLHF, ./data/hh-rlhf, ../shared/data/hh-rlhf, Anthropic/hh-rlhf on the Hub).",
     )
     subsets: tuple[str, ...] | None = Field(None, description="hh-*: subsets to read, such as helpful-base.")
     groups: tuple[str, ...] | None = Field(None, description="Groups of users, by name; empty: the source's default.")
@@ -53,7 +53,9 @@ class DataConfig(_Section):
     )
     pairs_per_client: int = Field(16, ge=2, description="Training pairs that one client holds, at most.")
     label_noise: float = Field(0.0, ge=0.0, lt=0.5, description="Probability that a training label is exchanged.")
-    on_invalid: Literal["error", "skip"] = Field("error", description="What an invalid row does; skipped rows are counted.")
+    on_invalid: Literal["error", "skip"] = Field(
+        "error", description="What an invalid row does; skipped rows are counted."
+    )
 
     @field_validator("group_shares")
     @classmethod
@@ -70,13 +72,16 @@ class BackboneConfig(_Section):
     )
     revision: str | None = Field(None, description="Hub revision (branch, tag or commit).")
     layer: int | float = Field(
-        0.5, description="Layer whose output is used: an index (1 is the first block's output), or a share of the depth."
+        0.5,
+        description="Layer whose output is used: an index (1 is the first block's output), or a share of the depth.",
     )
     pooling: Literal["mean", "last"] = Field("mean", description="Pooling over the response's tokens.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="auto: bfloat16.")
     max_tokens: int = Field(1024, ge=16, description="Longest prompt plus response; longer ones are cut from the left.")
     batch_tokens: int = Field(4096, ge=64, description="Tokens in one batch, padding included.")
-    choice_logits: bool = Field(False, description="Compute the base choice logits l0 (Eq. 2); about three times the cost.")
+    choice_logits: bool = Field(
+        False, description="Compute the base choice logits l0 (Eq. 2); about three times the cost."
+    )
 
     @field_validator("layer")
     @classmethod
@@ -90,7 +95,9 @@ class ModelConfig(_Section):
     latent_dim: int = Field(32, ge=1, description="d, the dimension of the latent z.")
     hidden_dim: int = Field(256, ge=1, description="h, the width of the feature map and of the difference embedding.")
     encoder_dim: int = Field(128, ge=1, description="Hidden width of the variational encoder.")
-    feature_dropout: float = Field(0.7, ge=0, lt=1, description="Share of the input features left out per local step (ours).")
+    feature_dropout: float = Field(
+        0.7, ge=0, lt=1, description="Share of the input features left out per local step (ours)."
+    )
     pooling: Literal["poe", "mean", "attention"] = Field("poe", description="How a context's experts become q(z|C).")
     odd_encoder: bool = Field(True, description="Experts odd in the label (ours); false: the plain network of VPL.")
     residual: Literal["content", "bias"] = Field(
@@ -114,12 +121,20 @@ class MethodConfig(_Section):
     prior_floor: float = Field(0.5, ge=0, description="tau0^2, variance added to each prior component; 0 in the paper.")
     prior_defensive: float = Field(0.05, ge=0, lt=1, description="Weight of the N(0, I) component; 0 in the paper.")
     prior_start: float = Field(0.5, ge=0, le=1, description="Share of the rounds before the mixture prior begins.")
-    ortho: Literal["ours", "paper"] = Field("ours", description="Orthogonal loss: one-sided on the mean, or Eq. 9 as written.")
+    ortho: Literal["ours", "paper"] = Field(
+        "ours", description="Orthogonal loss: one-sided on the mean, or Eq. 9 as written."
+    )
     ortho_start: float = Field(0.5, ge=0, le=1, description="Share of the rounds before clustering and its loss begin.")
     cluster_balance: Literal["equal", "bounded", "none"] = Field("bounded", description="Sizes of the clusters.")
-    expert_evidence: float = Field(0.2, ge=0, description="Weight of the encoder's evidence in mixture inference (ours); 0: likelihood alone.")
-    cluster_loss: float = Field(1.0, ge=0, description="Weight of the fit under the own cluster's prototype (ours); 0 in the paper.")
-    mixture_loss: float = Field(0.0, ge=0, description="Weight of the mixture predictive on the query (ours); 0 in the paper.")
+    expert_evidence: float = Field(
+        0.2, ge=0, description="Weight of the encoder's evidence in mixture inference (ours); 0: likelihood alone."
+    )
+    cluster_loss: float = Field(
+        1.0, ge=0, description="Weight of the fit under the own cluster's prototype (ours); 0 in the paper."
+    )
+    mixture_loss: float = Field(
+        0.0, ge=0, description="Weight of the mixture predictive on the query (ours); 0 in the paper."
+    )
 
 
 class FederationConfig(_Section):
@@ -127,7 +142,9 @@ class FederationConfig(_Section):
     unseen_clients: int = Field(40, ge=0, description="Users that never take part, for reporting.")
     validation_clients: int = Field(20, ge=0, description="Users that never take part, for every choice.")
     sampled_clients: int = Field(10, ge=1, description="Clients that take part in a round.")
-    context_pairs: int = Field(8, ge=1, description="Context pairs at training time (the largest size if varied) and in tables.")
+    context_pairs: int = Field(
+        8, ge=1, description="Context pairs at training time (the largest size if varied) and in tables."
+    )
     rounds: int = Field(300, ge=1, description="Communication rounds.")
     vary_context: bool = Field(True, description="Context sizes in training vary from 1 to context_pairs (ours).")
     local_steps: int = Field(2, ge=1, description="Local optimiser steps per round.")
@@ -137,19 +154,30 @@ class FederationConfig(_Section):
     )
     learning_rate: float = Field(0.1, gt=0, description="Learning rate of the local optimiser.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of the local optimiser, on matrices.")
-    server_optimizer: Literal["average", "momentum", "adam"] = Field("adam", description="Server optimiser (Reddi et al. 2021).")
+    server_optimizer: Literal["average", "momentum", "adam"] = Field(
+        "adam", description="Server optimiser (Reddi et al. 2021)."
+    )
     server_learning_rate: float = Field(1e-3, gt=0, description="Server learning rate; 1 with average is FedAvg.")
-    server_weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of the server's step, on matrices.")
+    server_weight_decay: float = Field(
+        0.0, ge=0, description="Decoupled weight decay of the server's step, on matrices."
+    )
     server_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum (momentum) or beta1 (adam).")
-    engine: Literal["vectorized", "loop"] = Field("vectorized", description="All sampled clients at once, or one after another.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where training runs.")
+    engine: Literal["vectorized", "loop"] = Field(
+        "vectorized", description="All sampled clients at once, or one after another."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the backbone runs; training is on the CPU."
+    )
     dtype: Literal["float32", "float64"] = Field("float32", description="Precision of training.")
 
 
 class EvaluationConfig(_Section):
-    context_sizes: tuple[int, ...] = Field(CONTEXT_SIZES, description="Context sizes; 0, 1, 2, 4, 8, 16 are always among them.")
+    context_sizes: tuple[int, ...] = Field(
+        CONTEXT_SIZES, description="Context sizes; 0, 1, 2, 4, 8, 16 are always among them."
+    )
     protocol: Literal["honest", "pair-leak"] = Field(
-        "honest", description="honest: labels of a query never reach its latent; pair-leak reproduces the leaking protocol."
+        "honest",
+        description="honest: labels of a query never reach its latent; pair-leak reproduces the leaking protocol.",
     )
     every: int = Field(10, ge=1, description="Rounds between two evaluations on validation clients.")
     bootstrap: int = Field(2000, ge=100, description="Bootstrap resamples for intervals.")
@@ -184,7 +212,9 @@ class ExperimentConfig(_Section):
     def _consistent(self) -> ExperimentConfig:
         f = self.federation
         if f.sampled_clients > f.clients:
-            raise ValueError(f"federation.sampled_clients ({f.sampled_clients}) exceeds federation.clients ({f.clients})")
+            raise ValueError(
+                f"federation.sampled_clients ({f.sampled_clients}) exceeds federation.clients ({f.clients})"
+            )
         return self
 
     def to_yaml(self) -> str:
@@ -275,7 +305,9 @@ def _explain(e: ValidationError, file: str | Path | None) -> UserError:
         options = [o.strip(" '") for o in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
         near = difflib.get_close_matches(str(first["input"]), options, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
-        return UserError(f"unknown value {first['input']!r}", f"{hint}choose from {', '.join(options)}", file=file, field=key)
+        return UserError(
+            f"unknown value {first['input']!r}", f"{hint}choose from {', '.join(options)}", file=file, field=key
+        )
     message = first["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(first["input"], (dict, list)) or not key else f" (got {first['input']!r})"
     return UserError(message[0].lower() + message[1:] + shown, file=file, field=key or None)

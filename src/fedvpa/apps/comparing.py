@@ -25,11 +25,9 @@ from fedvpa.apps.runs import RunFolder
 from fedvpa.apps.stopping import Interrupted, StopSignals
 from fedvpa.config import METHODS, ExperimentConfig
 from fedvpa.errors import UserError
-from fedvpa.evaluation.experiment import encode, training_device
+from fedvpa.evaluation.experiment import encode
 from fedvpa.evaluation.result_files import read_results, write_text
 from fedvpa.preferences.sources import load_preferences
-
-_GPU_JOBS = 4
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,9 @@ def parse_methods(text: str) -> tuple[str, ...]:
     return names
 
 
-def default_jobs(config: ExperimentConfig) -> int:
-    """One cell per core; on a GPU at most a few, which share it."""
-    cores = len(os.sched_getaffinity(0))
-    return min(cores, _GPU_JOBS) if training_device(config).type == "cuda" else cores
+def default_jobs() -> int:
+    """One cell per core."""
+    return len(os.sched_getaffinity(0))
 
 
 def compare(
@@ -92,7 +89,7 @@ def compare(
         if known:
             console.print(f"{len(known)} of {len(cells)} cells are there already", highlight=False)
         todo = [c for c in cells if c not in known]
-        failures = _run_all(config, todo, folder, console, jobs or default_jobs(config), threads)
+        failures = _run_all(config, todo, folder, console, jobs or default_jobs(), threads)
         _log(folder / runs.FAILURES, failures)
         known |= {c: f for c in todo if (f := read_cell(c.file(folder / runs.CELLS))) is not None}
         if not known:

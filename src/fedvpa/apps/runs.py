@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.metadata
+import os
 import platform
 import shutil
 import subprocess
@@ -24,7 +25,6 @@ import fedvpa
 from fedvpa.config import ExperimentConfig, parse_config
 from fedvpa.errors import UserError
 from fedvpa.evaluation.compare import PairScores, summarise
-from fedvpa.evaluation.experiment import training_device
 from fedvpa.evaluation.result_files import read_results, write_results, write_text
 from fedvpa.preferences.schema import FederatedPreferences
 from fedvpa.reporting.html import write_report
@@ -186,7 +186,7 @@ def combine(
         "switching": switching,
         "notes": [*data.notes, *notes],
         "data": describe(data),
-        "environment": environment(config),
+        "environment": environment(),
     }
 
 
@@ -197,14 +197,14 @@ def describe(data: FederatedPreferences) -> dict[str, Any]:
     return {**data.counts, **splits, **clients, "groups": list(data.groups)}
 
 
-def environment(config: ExperimentConfig) -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Versions, device, threads and (in a checkout) the commit."""
     return {
         "fedvpa": fedvpa.__version__,
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         "platform": platform.platform(),
-        "device": str(training_device(config)),
+        "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "commit": _commit(),
     }

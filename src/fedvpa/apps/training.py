@@ -26,12 +26,11 @@ from fedvpa.evaluation.experiment import (
     encode,
     prepare,
     run_method,
-    training_device,
 )
 from fedvpa.evaluation.result_files import plain, read_metrics, read_results, write_text
 from fedvpa.evaluation.results import RoundRecord
 from fedvpa.federation import checkpoint
-from fedvpa.federation.rounds import RoundReport, TrainingState, to_device
+from fedvpa.federation.rounds import RoundReport, TrainingState
 from fedvpa.preferences.sources import load_preferences
 from fedvpa.selector import FORMAT, Parameters, Selector, SelectorInfo
 
@@ -108,7 +107,7 @@ def _last_checkpoint(
     state, extra = found
     text = f"resuming after round {state.server.round} of {config.federation.rounds}"
     console.print(text, highlight=False, soft_wrap=True)
-    return to_device(state, training_device(config)), list(extra["seconds"])
+    return state, list(extra["seconds"])
 
 
 class _RoundLog:

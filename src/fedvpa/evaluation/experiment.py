@@ -13,7 +13,7 @@ from fedvpa.backbone.models import cache_dir
 from fedvpa.config import ExperimentConfig
 from fedvpa.evaluation import diagnostics
 from fedvpa.evaluation.compare import PairScores
-from fedvpa.evaluation.protocol import Panel, make_panel, measure, score_predictions
+from fedvpa.evaluation.protocol import Panel, make_panel, measure, measure_leaking, score_predictions
 from fedvpa.federation.moments import Standardizer, client_moments, combine
 from fedvpa.federation.rounds import ClientData, RoundReport, TrainingState, start, train
 from fedvpa.methods.base import Method, Pool, Predictor, Setup
@@ -77,21 +77,12 @@ def prepare(
     raw = torch.stack([features.a, features.b], 1)
     messages = [client_moments(raw[c.train.index].flatten(0, 1)) for c in data.clients["seen"]]
     standardizer = combine(messages)
-    device = training_device(config)
-    base = None if features.base_logit is None else features.base_logit.to(device, dtype)
-    pool = Pool(standardizer(raw).to(device, dtype), base)
+    base = None if features.base_logit is None else features.base_logit.to(dtype)
+    pool = Pool(standardizer(raw).to(dtype), base)
     populations: dict[str, tuple[Client, ...]] = {**data.clients, "switching": data.switching}
-    panels = {
-        name: make_panel(data, clients, config.seed, dtype) for name, clients in populations.items() if clients
-    }
+    panels = {name: make_panel(data, clients, config.seed, dtype) for name, clients in populations.items() if clients}
     clients = ClientData(pool, data.clients["seen"])
     return Prepared(config, data, standardizer, messages[0].bytes(), pool, clients, panels)
-
-
-def training_device(config: ExperimentConfig) -> torch.device:
-    """CUDA where it is wanted and there, else the CPU."""
-    wanted = config.federation.device
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @dataclass
@@ -131,9 +122,7 @@ def run_method(
             end, the validation clients' accuracies.
         seconds: seconds of the rounds before the checkpoint; this run's are appended.
     """
-    config = prepared.config.model_copy(
-        update={"method": prepared.config.method.model_copy(update={"name": name})}
-    )
+    config = prepared.config.model_copy(update={"method": prepared.config.method.model_copy(update={"name": name})})
     method = create(name, prepared.setup(config))
     if hasattr(method, "fit"):
         predictor = method.fit(prepared.data, prepared.pool)
@@ -196,8 +185,11 @@ def validation_accuracy(method: Method, training: TrainingState, prepared: Prepa
 def add_rows(run: MethodRun, prepared: Prepared, cost: dict[str, Any]) -> None:
     """Measures every population, context size and inference; the default inference is chosen on validation clients."""
     config = prepared.config
-    sized = run.predictor.inferences != ("none",) or run.method.name == "local"
+    leaking = config.evaluation.protocol == "pair-leak" and run.method.latent
+    sized = not leaking and (run.method.latent or run.method.name == "local")
     sizes: tuple[int | None, ...] = config.evaluation.context_sizes if sized else (None,)
+    # Refining a latent per query would take hours and show nothing new.
+    inferences = tuple(how for how in run.predictor.inferences if not (leaking and how == "refined"))
     personal = run.method.name != "fedbt"
     shared = dict(cost)
     truth = diagnostics.client_groups(prepared.data.clients["seen"])
@@ -210,11 +202,11 @@ def add_rows(run: MethodRun, prepared: Prepared, cost: dict[str, Any]) -> None:
         initial = run.method.predictor(start(run.method, config, len(prepared.clients)).server, prepared.pool)
 
     for size in sizes:
-        chosen = choose_inference(run.predictor, prepared.panels.get("validation"), size)
+        chosen = choose_inference(run.predictor, inferences, prepared.panels.get("validation"), size)
         for population in REPORTED:
             if population not in prepared.panels:
                 continue
-            for how in run.predictor.inferences:
+            for how in inferences:
                 row, scores = _row(run, prepared, population, how, size, personal, initial)
                 row |= {"default": how == chosen, **shared}
                 run.rows.append(row)
@@ -235,17 +227,17 @@ def add_rows(run: MethodRun, prepared: Prepared, cost: dict[str, Any]) -> None:
         )
 
 
-def choose_inference(predictor: Predictor, panel: Panel | None, size: int | None) -> str:
+def choose_inference(predictor: Predictor, inferences: tuple[str, ...], panel: Panel | None, size: int | None) -> str:
     """The inference with the highest accuracy on the validation clients at this context size; the first of equals."""
-    if panel is None or len(predictor.inferences) == 1:
-        return predictor.inferences[0]
+    if panel is None or len(inferences) == 1:
+        return inferences[0]
     context = panel.context(size or 0)
 
     def accuracy(how: str) -> float:
         users = predictor.infer(context, how, panel.groups)
         return score_predictions(panel, predictor.predict(users, panel.query)).values["accuracy"]
 
-    return max(predictor.inferences, key=accuracy)
+    return max(inferences, key=accuracy)
 
 
 def _row(
@@ -261,7 +253,11 @@ def _row(
     # A seen user without a shared model is fitted on all of its own pairs, whatever the context size.
     everything = run.method.name == "local" and population == "seen"
     shown = int(panel.counts.max()) if everything else size or 0
-    measured = measure(run.predictor, panel, shown, how, personal)
+    leaking = config.evaluation.protocol == "pair-leak" and run.method.latent
+    if leaking:
+        measured = measure_leaking(run.predictor, panel, how)
+    else:
+        measured = measure(run.predictor, panel, shown, how, personal)
     row: dict[str, Any] = dict.fromkeys(_NULLABLE) | {
         "method": run.method.name,
         "seed": config.seed,
@@ -272,6 +268,8 @@ def _row(
     }
     if isinstance(run.predictor, LatentPredictor) and isinstance(initial, LatentPredictor):
         row |= diagnostics.latent_metrics(run.predictor, panel.context(shown), config.seed)
+        if leaking:
+            return row, measured.scores
         row["zero_accuracy"] = diagnostics.zero_accuracy(run.predictor, panel)
         before = diagnostics.latent_metrics(initial, panel.context(shown), config.seed)
         row |= {f"{k}_at_init": before[k] for k in ("active_units", "kl", "mean_norm")}

@@ -1,7 +1,7 @@
 """The honest protocol: who is inferred from what, and which predictions are scored (method.md, sections 4 and 10).
 
-A user's context is the first c pairs of one fixed random order of the user's training pairs, so contexts of growing size
-are nested and the same for every method. Queries come from other prompts; their labels never reach a latent.
+A user's context is the first c pairs of one fixed random order of the user's training pairs, so contexts of growing
+size are nested and the same for every method. Queries come from other prompts; their labels never reach a latent.
 """
 
 from __future__ import annotations
@@ -137,6 +137,15 @@ def score_predictions(panel: Panel, p: Tensor) -> Measured:
         return torch.zeros(panel.pool_size, dtype=torch.float64).index_add(0, panel.query.flatten(), v.flatten())
 
     return Measured(values, PairScores(spread(share).numpy(), spread(share * hit).numpy()))
+
+
+def measure_leaking(predictor: Predictor, panel: Panel, inference: str) -> Measured:
+    """The leaking protocol, for comparison only: each query's latent is inferred from that very pair and its label."""
+    shape = panel.query.shape
+    index, y = panel.query.reshape(-1, 1), panel.query_y.reshape(-1, 1)
+    context = Context(index, y, panel.query_mask.reshape(-1, 1))
+    users = predictor.infer(context, inference, panel.groups.repeat_interleave(shape[1]))
+    return score_predictions(panel, predictor.predict(users, index).reshape(shape))
 
 
 def measure(predictor: Predictor, panel: Panel, size: int, inference: str, personal: bool) -> Measured:

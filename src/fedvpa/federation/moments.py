@@ -16,7 +16,7 @@ class Moments(NamedTuple):
         count: () number of responses; total, squares: (D,) sums of the features and of their squares, float64.
     """
 
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # shadows tuple.count, which nobody needs here
     total: Tensor
     squares: Tensor
 
@@ -45,8 +45,8 @@ def client_moments(x: Tensor) -> Moments:
 def combine(messages: Iterable[Moments], floor: float = 1e-6) -> Standardizer:
     """The server's part: mean and standard deviation over all clients; a constant feature keeps scale 1."""
     parts: Sequence[Moments] = list(messages)
-    count = sum(m.count for m in parts)
-    mean = sum(m.total for m in parts) / count
-    variance = (sum(m.squares for m in parts) / count - mean**2).clamp(min=0)
+    count = torch.stack([m.count for m in parts]).sum()
+    mean = torch.stack([m.total for m in parts]).sum(0) / count
+    variance = (torch.stack([m.squares for m in parts]).sum(0) / count - mean**2).clamp(min=0)
     scale = torch.where(variance > floor, variance.sqrt(), torch.ones_like(variance))
     return Standardizer(mean.float(), scale.float())

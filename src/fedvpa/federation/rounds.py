@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -94,9 +93,7 @@ def sample_clients(config: ExperimentConfig, total: int, round: int) -> Tensor:
 def round_noise(method: Method, config: ExperimentConfig, data: ClientData, ids: Tensor, round: int) -> LocalNoise:
     """The stacked noise of clients `ids`, each drawn from (seed, round, client)."""
     spec, width = method.noise_spec(), int(data.counts[ids].max())
-    each = [
-        draw_noise(spec, int(data.counts[i]), width, generator(config.seed, "local", round, int(i))) for i in ids
-    ]
+    each = [draw_noise(spec, int(data.counts[i]), width, generator(config.seed, "local", round, int(i))) for i in ids]
     dtype = data.pool.x.dtype
     stacked = LocalNoise(*(torch.cat(parts) for parts in zip(*each, strict=True)))
     stacked = stacked._replace(normal=stacked.normal.to(dtype), gumbel=stacked.gumbel.to(dtype))
@@ -187,16 +184,3 @@ def train(
         if callback is not None:
             callback(report, state)
     return state
-
-
-def to_device(state: Any, device: torch.device) -> Any:
-    """A copy of a dataclass of tensors (and dicts of tensors) on `device`."""
-    moved = {}
-    for name, value in vars(state).items():
-        if isinstance(value, Tensor):
-            moved[name] = value.to(device)
-        elif isinstance(value, dict):
-            moved[name] = {k: v.to(device) for k, v in value.items()}
-        elif hasattr(value, "__dataclass_fields__"):
-            moved[name] = to_device(value, device)
-    return replace(state, **moved)

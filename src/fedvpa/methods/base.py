@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class Context(NamedTuple):
         index: (users, c) rows of the pool; y: (users, c) labels +1/-1; mask: (users, c) True where real.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index, which nobody needs here
     y: Tensor
     mask: Tensor
 
@@ -273,10 +273,10 @@ class Predictor(Protocol):
 class Method(Protocol):
     """See the module's docstring for how the functions follow one another."""
 
-    name: str
-    federated: bool
-    latent: bool
-    metric_names: tuple[str, ...]
+    name: ClassVar[str]
+    federated: ClassVar[bool]
+    latent: ClassVar[bool]
+    metric_names: ClassVar[tuple[str, ...]]
 
     def init_server(self, generator: torch.Generator) -> ServerState: ...
 

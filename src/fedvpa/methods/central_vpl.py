@@ -39,7 +39,8 @@ class CentralVPL(FedVPL):
         size = torch.minimum(noise.context_size, (batch.counts - 1).clamp(min=0).unsqueeze(-1))
         for step in range(self.f.local_steps):
             users = order[step * width : (step + 1) * width]
-            part = ClientBatch(*(None if t is None else t[users] for t in batch))
+            base = None if batch.base_logit is None else batch.base_logit[users]
+            part = ClientBatch(batch.ids[users], batch.x[users], base, batch.y[users], batch.mask[users])
             part = drop_features(part, noise.keep[users, step])
             context = (noise.rank[users, step] < size[users, step].unsqueeze(-1)) & part.mask
             terms, _ = self.terms(

@@ -51,7 +51,9 @@ def assign(distance: np.ndarray, low: int, high: int) -> np.ndarray:
     return column // high
 
 
-def _lloyd(x: np.ndarray, centroids: np.ndarray, low: int, high: int, steps: int) -> tuple[np.ndarray, np.ndarray, float]:
+def _lloyd(
+    x: np.ndarray, centroids: np.ndarray, low: int, high: int, steps: int
+) -> tuple[np.ndarray, np.ndarray, float]:
     labels = np.full(len(x), -1)
     for _ in range(steps):
         distance = ((x[:, None] - centroids[None]) ** 2).sum(-1)

@@ -62,7 +62,15 @@ class FedBT:
 
     def broadcast(self, state: ServerState) -> Download:
         return Download(
-            state.round, state.theta, state.means, state.variances, state.counts, state.labels, state.shares, False, False
+            state.round,
+            state.theta,
+            state.means,
+            state.variances,
+            state.counts,
+            state.labels,
+            state.shares,
+            False,
+            False,
         )
 
     def download_bytes(self, download: Download) -> int:
@@ -88,7 +96,9 @@ class FedBT:
         metrics = {"loss": loss.detach(), "reconstruction": loss.detach()}
         return Upload(batch.ids, {k: v.detach() for k, v in theta.items()}, none, none, batch.counts, metrics), private
 
-    def server_update(self, state: ServerState, upload: Upload, theta: Theta, generator: torch.Generator) -> ServerState:
+    def server_update(
+        self, state: ServerState, upload: Upload, theta: Theta, generator: torch.Generator
+    ) -> ServerState:
         return state.advance(theta=theta)
 
     def predictor(self, state: ServerState, pool: Pool) -> CommonPredictor:

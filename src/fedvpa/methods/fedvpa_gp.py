@@ -103,7 +103,9 @@ class FedVPAGP:
             size += known * (2 * self.sizes.latent * download.means.element_size() + 8)
         return size + (8 + 4 * len(download.shares) if self.use_ortho else 0)
 
-    def server_update(self, state: ServerState, upload: Upload, theta: Theta, generator: torch.Generator) -> ServerState:
+    def server_update(
+        self, state: ServerState, upload: Upload, theta: Theta, generator: torch.Generator
+    ) -> ServerState:
         """Stores the posteriors, takes the averaged theta, clusters the users and matches clusters to prototypes."""
         means, variances, counts = state.means.clone(), state.variances.clone(), state.counts.clone()
         means[upload.ids], variances[upload.ids] = upload.means, upload.variances
@@ -199,6 +201,8 @@ class FedVPAGP:
         m = self.m
         query = batch.mask & ~context
         d = difference(theta, batch.x)
+        if self.config.evaluation.protocol == "pair-leak":
+            return self._leaking_terms(theta, d, batch, normal)
         q = self.posterior(theta, d, batch.y, context)
         z = gaussian.sample(q, normal)
         fit = objective.reconstruction(score(theta, d, z, batch.base_logit), batch.y, query)
@@ -223,6 +227,22 @@ class FedVPAGP:
             predictive = objective.mixture_predictive(logits, batch.y, context, query, download.shares.log())
             cluster = objective.cluster_fit(logits, batch.y, batch.mask, label)
         return Terms(fit, divergence, ortho, predictive, cluster), notes
+
+    def _leaking_terms(
+        self, theta: Theta, d: Tensor, batch: ClientBatch, normal: Tensor
+    ) -> tuple[Terms, dict[str, Tensor]]:
+        """The leaking protocol of section 4, to show what it does: each pair's latent comes from that very pair."""
+        pairs, samples = d.shape[-2], normal.shape[-2]
+        alone = torch.eye(pairs, dtype=torch.bool, device=d.device) & batch.mask.unsqueeze(-1)
+        q = self.posterior(theta, d, batch.y, alone)
+        z = gaussian.sample(q, normal.unsqueeze(-3)).flatten(-3, -2)
+        logits = score(theta, d, z, batch.base_logit).unflatten(-2, (pairs, samples))
+        own = logits.diagonal(dim1=-3, dim2=-1)
+        fit = objective.reconstruction(own, batch.y, batch.mask)
+        divergence = objective.query_mean(gaussian.kl(q, gaussian.standard(q.mean)), batch.mask)
+        zero = torch.zeros_like(fit)
+        notes = {"mean_norm": q.mean.detach().norm(dim=-1).mean(-1), "effective_components": zero}
+        return Terms(fit, divergence, zero, zero, zero), notes
 
     def beta(self, download: Download) -> float:
         """The KL's weight in a round: capped until the warm-up ends (ours), so that z is there before it costs much."""
@@ -333,9 +353,7 @@ class LatentPredictor:
         if how == "mixture":
             return particles
         starts = torch.cat([self.posterior(context).mean.unsqueeze(1), particles.z], 1)
-        return Particles.point(
-            inference.refine(self.theta, starts, self.prior(), d, base, context.y, context.mask)
-        )
+        return Particles.point(inference.refine(self.theta, starts, self.prior(), d, base, context.y, context.mask))
 
     @torch.no_grad()
     def predict(self, users: Particles, index: Tensor) -> Tensor:

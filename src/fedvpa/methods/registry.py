@@ -14,8 +14,7 @@ Direct = Local | Oracle
 """Methods that are fitted at once, without rounds."""
 
 CLASSES = {
-    c.name: c
-    for c in (FedVPAGP, FedVPL, FedVPLPrior, FedVPLOrtho, FedBT, Local, CentralVPL, Oracle, OracleClients)
+    c.name: c for c in (FedVPAGP, FedVPL, FedVPLPrior, FedVPLOrtho, FedBT, Local, CentralVPL, Oracle, OracleClients)
 }
 
 

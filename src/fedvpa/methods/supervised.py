@@ -24,7 +24,7 @@ INVERSE_DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 class Labelled(NamedTuple):
     """Rows of the pool (n,) and labels +1/-1 (n,)."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index, which nobody needs here
     y: Tensor
 
 
