@@ -113,6 +113,7 @@ class MethodConfig(_Section):
     lambda_: float = Field(0.1, ge=0, description="Weight of the orthogonal loss (lambda in the paper).")
     gamma: float = Field(0.1, ge=0, description="Weight of the prototypes' separation inside the orthogonal loss.")
     tau: float = Field(1.0, gt=0, description="Temperature of the Gumbel-Softmax weights.")
+    pi_learning_rate: float = Field(2.0, ge=0, description="Step of log pi along the KL's gradient, with local SGD.")
     samples: int = Field(4, ge=1, description="S, posterior samples per step.")
     prototypes: int | None = Field(None, ge=1, description="M; empty: the number of groups where known, else 4.")
     kappa: float = Field(5.0, gt=0, description="Row norm of the prototypes (the paper's scale s).")
@@ -128,6 +129,9 @@ class MethodConfig(_Section):
     cluster_balance: Literal["equal", "bounded", "none"] = Field("bounded", description="Sizes of the clusters.")
     expert_evidence: float = Field(
         0.2, ge=0, description="Weight of the encoder's evidence in mixture inference (ours); 0: likelihood alone."
+    )
+    identification: float = Field(
+        0.0, ge=0, description="Weight, inside the cluster loss, of naming the own cluster from the context (ours)."
     )
     cluster_loss: float = Field(
         1.0, ge=0, description="Weight of the fit under the own cluster's prototype (ours); 0 in the paper."

@@ -139,17 +139,22 @@ def test_a_run_goes_on_from_a_checkpoint_to_the_same_rows(prepared: Prepared) ->
 
 
 def test_default_inference_is_the_best_on_validation_clients(prepared: Prepared, run: experiment.MethodRun) -> None:
-    panel = prepared.panels["validation"]
+    every = run.predictor.inferences
+    assert len(prepared.choosing) > 1
+    assert not torch.equal(prepared.choosing[0].order, prepared.choosing[1].order)
     for size in (1, 8):
-        chosen = experiment.choose_inference(run.predictor, panel, size)
+        chosen = experiment.choose_inference(run.predictor, every, prepared.choosing, size)
         accuracy = {
-            how: experiment.measure(run.predictor, panel, size, how, False).values["accuracy"]
-            for how in run.predictor.inferences
+            how: sum(
+                experiment.measure(run.predictor, panel, size, how, False).values["accuracy"]
+                for panel in prepared.choosing
+            )
+            for how in every
         }
         assert accuracy[chosen] == max(accuracy.values())
         (row,) = rows_of(run, population="unseen", context_size=size, default=True)
         assert row["inference"] == chosen
-    assert experiment.choose_inference(run.predictor, None, 8) == "amortised"
+    assert experiment.choose_inference(run.predictor, every, (), 8) == "amortised"
 
 
 @pytest.mark.parametrize("name", ["oracle", "oracle-clients", "fedbt"])

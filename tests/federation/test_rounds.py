@@ -239,10 +239,3 @@ def test_base_choice_logits_are_trained_on_and_summed_up_in_alpha() -> None:
     for name in ("fedvpa-gp", "fedbt"):
         state = rounds.train(method_of(prepared, name), config, prepared.clients)
         assert state.server.theta["selector.alpha"] > 0
-
-
-def test_a_state_moves_to_a_device_with_all_its_tensors() -> None:
-    state, _ = trained()
-    moved = rounds.to_device(state, torch.device("meta"))
-    assert all(t.device.type == "meta" for t in tensors(moved).values())
-    assert moved.server.round == state.server.round

@@ -40,7 +40,8 @@ def test_responsibilities_are_bayes_rule_on_the_context() -> None:
 
 
 def test_mixture_predictive_is_minus_log_of_the_averaged_probability() -> None:
-    found = objective.mixture_predictive(LOGITS, Y, CONTEXT, QUERY, LOG_SHARES)
+    log_r = objective.responsibilities(LOGITS, Y, CONTEXT, LOG_SHARES)
+    found = objective.mixture_predictive(LOGITS, Y, QUERY, log_r)
     for i in range(2):
         queries = [j for j in range(4) if QUERY[i, j]]
         expected = -sum(math.log(sum(w * p(i, k, j) for k, w in enumerate(weights(i)))) for j in queries) / len(queries)
@@ -50,7 +51,18 @@ def test_mixture_predictive_is_minus_log_of_the_averaged_probability() -> None:
 def test_a_client_without_a_query_adds_nothing() -> None:
     none = torch.zeros_like(QUERY)
     assert (objective.reconstruction(LOGITS, Y, none) == 0).all()
-    assert (objective.mixture_predictive(LOGITS, Y, CONTEXT, none, LOG_SHARES) == 0).all()
+    assert (objective.mixture_predictive(LOGITS, Y, none, LOG_SHARES.expand(2, 3)) == 0).all()
+
+
+def test_cluster_losses_are_the_likelihood_and_the_responsibility_of_the_own_cluster() -> None:
+    label = torch.tensor([2, -1])
+    log_r = objective.responsibilities(LOGITS, Y, CONTEXT, LOG_SHARES)
+    mask = CONTEXT | QUERY
+    fit, name = objective.cluster_fit(LOGITS, Y, mask, label), objective.identification(log_r, label)
+    pairs = [j for j in range(4) if mask[0, j]]
+    assert math.isclose(float(fit[0]), -sum(math.log(p(0, 2, j)) for j in pairs) / len(pairs), rel_tol=1e-12)
+    assert math.isclose(float(name[0]), -math.log(weights(0)[2]), rel_tol=1e-12)
+    assert fit[1] == name[1] == 0
 
 
 def test_bradley_terry_is_the_logistic_loss() -> None:

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
+from threadpoolctl import threadpool_limits
 
 from fedvpa.apps.stopping import Interrupted
 from fedvpa.apps.training import load, round_record
@@ -73,8 +74,14 @@ def start_worker(threads: int, parent: int) -> None:
     """Called once in each worker process: Ctrl-C is the parent's business, and a lost parent ends the work."""
     global _parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
+    limit_threads(threads)
     _parent = parent
+
+
+def limit_threads(threads: int) -> None:
+    """For torch, and for the BLAS under NumPy and scikit-learn, which would otherwise take every core in every cell."""
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
 
 
 def run_cell(config_json: str, cell: Cell, folder: Path) -> float | None:

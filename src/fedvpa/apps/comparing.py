@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -141,7 +140,7 @@ def _executor(jobs: int, threads: int) -> Iterator[Executor]:
     """`jobs` processes, or for one job a thread here; on an interruption the cells that run are given up."""
     executor: Executor
     if jobs == 1:
-        torch.set_num_threads(threads)
+        work.limit_threads(threads)
         work.stop.clear()
         executor = ThreadPoolExecutor(1)
     else:

@@ -64,7 +64,7 @@ def evaluate(selector: Selector, config: ExperimentConfig, own: ExperimentConfig
     with_queries = {p: tuple(c for c in clients if len(c.test)) for p, clients in populations.items()}
     with_queries["switching"] = data.switching
     panels = {p: make_panel(data, c, config.seed, selector.dtype) for p, c in with_queries.items() if c}
-    prepared = Prepared(config, data, standardizer, 0, pool, ClientData(pool, data.clients["seen"]), panels)
+    prepared = Prepared(config, data, standardizer, 0, pool, ClientData(pool, data.clients["seen"]), panels, ())
     measured = MethodRun(selector.method, selector.predictor(pool), None)
     add_rows(measured, prepared, {})
     for row in measured.rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +20,13 @@ from fedvpa.methods.base import Method, Pool, Predictor, Setup
 from fedvpa.methods.fedvpa_gp import LatentPredictor
 from fedvpa.methods.registry import create
 from fedvpa.preferences.schema import Client, FederatedPreferences
+from fedvpa.preferences.seeding import derive_seed
 from fedvpa.preferences.sources import load_preferences
 
 REPORTED = ("seen", "unseen")
 DEFAULT_CLUSTERS = 4
+CHOOSING_DRAWS = 4
+"""Contexts per validation client on which the default inference is chosen."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Prepared:
         pool: standardised features.
         clients: the training clients.
         panels: per population (seen, validation, unseen, and switching where there is such a test) who is asked what.
+        choosing: the validation clients with other random contexts, so that choices rest on more than one draw.
     """
 
     config: ExperimentConfig
@@ -46,6 +50,7 @@ class Prepared:
     pool: Pool
     clients: ClientData
     panels: dict[str, Panel]
+    choosing: tuple[Panel, ...]
 
     def setup(self, config: ExperimentConfig) -> Setup:
         """What a method of this data is built from."""
@@ -81,8 +86,12 @@ def prepare(
     pool = Pool(standardizer(raw).to(dtype), base)
     populations: dict[str, tuple[Client, ...]] = {**data.clients, "switching": data.switching}
     panels = {name: make_panel(data, clients, config.seed, dtype) for name, clients in populations.items() if clients}
+    choosing = tuple(
+        make_panel(data, data.clients["validation"], derive_seed(config.seed, "choosing", draw), dtype)
+        for draw in range(CHOOSING_DRAWS if data.clients["validation"] else 0)
+    )
     clients = ClientData(pool, data.clients["seen"])
-    return Prepared(config, data, standardizer, messages[0].bytes(), pool, clients, panels)
+    return Prepared(config, data, standardizer, messages[0].bytes(), pool, clients, panels, choosing)
 
 
 @dataclass
@@ -202,7 +211,7 @@ def add_rows(run: MethodRun, prepared: Prepared, cost: dict[str, Any]) -> None:
         initial = run.method.predictor(start(run.method, config, len(prepared.clients)).server, prepared.pool)
 
     for size in sizes:
-        chosen = choose_inference(run.predictor, inferences, prepared.panels.get("validation"), size)
+        chosen = choose_inference(run.predictor, inferences, prepared.choosing, size)
         for population in REPORTED:
             if population not in prepared.panels:
                 continue
@@ -227,15 +236,19 @@ def add_rows(run: MethodRun, prepared: Prepared, cost: dict[str, Any]) -> None:
         )
 
 
-def choose_inference(predictor: Predictor, inferences: tuple[str, ...], panel: Panel | None, size: int | None) -> str:
+def choose_inference(
+    predictor: Predictor, inferences: tuple[str, ...], panels: Sequence[Panel], size: int | None
+) -> str:
     """The inference with the highest accuracy on the validation clients at this context size; the first of equals."""
-    if panel is None or len(inferences) == 1:
+    if not panels or len(inferences) == 1:
         return inferences[0]
-    context = panel.context(size or 0)
 
     def accuracy(how: str) -> float:
-        users = predictor.infer(context, how, panel.groups)
-        return score_predictions(panel, predictor.predict(users, panel.query)).values["accuracy"]
+        total = 0.0
+        for panel in panels:
+            users = predictor.infer(panel.context(size or 0), how, panel.groups)
+            total += score_predictions(panel, predictor.predict(users, panel.query)).values["accuracy"]
+        return total
 
     return max(inferences, key=accuracy)
 

@@ -320,16 +320,24 @@ def log_counts(counts: Tensor, dtype: torch.dtype) -> Tensor:
     return counts.clamp(min=1).to(dtype).log()
 
 
-def local_optimizer(theta: Theta, config: ExperimentConfig, private: Private | None = None) -> torch.optim.Optimizer:
-    """Fused SGD or AdamW on stacked parameters: decay on matrices only, none on biases, prototypes, private state."""
+def local_optimizer(
+    theta: Theta, config: ExperimentConfig, private: Private | None = None, private_rate: float = 0.0
+) -> torch.optim.Optimizer:
+    """Fused SGD or AdamW on stacked parameters: decay on matrices only, none on biases, prototypes, private state.
+
+    Args:
+        private_rate: SGD's learning rate for the private state, which is on another scale than the parameters.
+    """
     f = config.federation
     decayed = [p for name, p in theta.items() if name.endswith("weight")]
     plain = [p for name, p in theta.items() if not name.endswith("weight")]
     groups = [
         {"params": decayed, "weight_decay": f.weight_decay},
-        {"params": plain + list((private or {}).values()), "weight_decay": 0.0},
+        {"params": plain, "weight_decay": 0.0},
+        {"params": list((private or {}).values()), "weight_decay": 0.0},
     ]
     if f.local_optimizer == "sgd":
+        groups[2]["lr"] = private_rate
         return torch.optim.SGD(groups, lr=f.learning_rate, fused=True)
     return torch.optim.AdamW(groups, lr=f.learning_rate, fused=True)
 

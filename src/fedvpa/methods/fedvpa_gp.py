@@ -164,8 +164,12 @@ class FedVPAGP:
 
     def posterior(self, theta: Mapping[str, Tensor], d: Tensor, y: Tensor, context: Tensor) -> Gaussian:
         """q(z | C) from difference embeddings d (..., n, h), labels y (..., n) and the context's mask (..., n)."""
+        return self.pool(self.experts(theta, d, y), context)
+
+    def pool(self, x: encoder.Experts, context: Tensor) -> Gaussian:
+        """The experts' posterior, with the configured pooling."""
         model = self.config.model
-        return encoder.pool(self.experts(theta, d, y), context, model.pooling, model.max_log_var)
+        return encoder.pool(x, context, model.pooling, model.max_log_var)
 
     def experts(self, theta: Mapping[str, Tensor], d: Tensor, y: Tensor) -> encoder.Experts:
         """One Gaussian expert per labelled pair. d: (..., n, h); y: (..., n)"""
@@ -203,7 +207,8 @@ class FedVPAGP:
         d = difference(theta, batch.x)
         if self.config.evaluation.protocol == "pair-leak":
             return self._leaking_terms(theta, d, batch, normal)
-        q = self.posterior(theta, d, batch.y, context)
+        x = self.experts(theta, d, batch.y)
+        q = self.pool(x, context)
         z = gaussian.sample(q, normal)
         fit = objective.reconstruction(score(theta, d, z, batch.base_logit), batch.y, query)
         zero = torch.zeros_like(fit)
@@ -224,8 +229,13 @@ class FedVPAGP:
             to_own = prototypes.pull(q.mean, z, theta["prototypes"], label.clamp(min=0), m.kappa, m.ortho)
             ortho = torch.where(label >= 0, to_own, 0.0) + m.gamma * apart
             logits = score(theta, d, theta["prototypes"], batch.base_logit)
-            predictive = objective.mixture_predictive(logits, batch.y, context, query, download.shares.log())
+            log_r = objective.responsibilities(logits, batch.y, context, download.shares.log())
+            if m.expert_evidence > 0:
+                evidence = inference.expert_evidence(x, theta["prototypes"], context)
+                log_r = (log_r + m.expert_evidence * evidence).log_softmax(-1)
+            predictive = objective.mixture_predictive(logits, batch.y, query, log_r)
             cluster = objective.cluster_fit(logits, batch.y, batch.mask, label)
+            cluster = cluster + m.identification * objective.identification(log_r, label)
         return Terms(fit, divergence, ortho, predictive, cluster), notes
 
     def _leaking_terms(
@@ -270,7 +280,10 @@ class FedVPAGP:
             means, variances = self.statistics(download.theta, batch, noise.subset)
         theta = stack_theta(download.theta, clients)
         private = {k: v.clone().requires_grad_(True) for k, v in private.items()}
-        optimizer = local_optimizer(theta, self.config, private)
+        # log pi learns from the KL itself, not from beta times it: how small beta is must not freeze the weights.
+        beta = self.beta(download)
+        rate = m.pi_learning_rate / beta if beta > 0 else 0.0
+        optimizer = local_optimizer(theta, self.config, private, rate)
         # At least one pair stays a query: a client with a single pair predicts it from an empty context.
         size = torch.minimum(noise.context_size, (batch.counts - 1).clamp(min=0).unsqueeze(-1))
         width = min(batch.y.shape[1], self.f.batch_pairs)
@@ -286,7 +299,7 @@ class FedVPAGP:
             terms, notes = self.terms(
                 theta, private, part, context, noise.normal[:, step], noise.gumbel[:, step], download
             )
-            loss = terms.total(self.beta(download), m.lambda_, m.mixture_loss, m.cluster_loss)
+            loss = terms.total(beta, m.lambda_, m.mixture_loss, m.cluster_loss)
             optimizer.zero_grad()
             loss.sum().backward()
             optimizer.step()

@@ -94,14 +94,15 @@ def expert_evidence(x: Experts, centres: Tensor, context: Tensor) -> Tensor:
     compares. The two err differently, so that together they tell users apart better than either.
 
     Args:
-        x: experts (..., pairs, dim); centres: (M, dim); context: (..., pairs) True for context pairs.
+        x: experts (..., pairs, dim); centres: (M, dim) or (..., M, dim); context: (..., pairs) True for context pairs.
 
     Returns:
         (..., M)
     """
     t = x.log_precision.exp() * context.unsqueeze(-1)
     # sum_j t_j (p - m_j)^2 without the term that does not depend on p.
-    return (t * x.mean).sum(-2) @ centres.mT - 0.5 * t.sum(-2) @ (centres**2).mT
+    linear, square = (t * x.mean).sum(-2, keepdim=True), t.sum(-2, keepdim=True)
+    return (linear @ centres.mT - 0.5 * square @ (centres**2).mT).squeeze(-2)
 
 
 def refine(

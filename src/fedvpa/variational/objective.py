@@ -67,12 +67,18 @@ def responsibilities(logits: Tensor, y: Tensor, context: Tensor, log_shares: Ten
     return (log_shares + evidence).log_softmax(-1)
 
 
-def mixture_predictive(logits: Tensor, y: Tensor, context: Tensor, query: Tensor, log_shares: Tensor) -> Tensor:
+def identification(log_r: Tensor, label: Tensor) -> Tensor:
+    """-log r_c, c the client's cluster (ours): a short context must tell whose it is. log_r: (..., M), label: (...)."""
+    own = log_r.gather(-1, label.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return torch.where(label >= 0, -own, 0.0)
+
+
+def mixture_predictive(logits: Tensor, y: Tensor, query: Tensor, log_r: Tensor) -> Tensor:
     """Mean over query pairs of -log sum_k r_k p(y | p_k) (ours): trains prototypes and decoder for mixture inference.
 
-    Shapes as in `responsibilities`; returns (...).
+    Args:
+        logits: (..., M, pairs); y, query: (..., pairs); log_r: (..., M) log responsibilities from the context.
     """
-    log_r = responsibilities(logits, y, context, log_shares)
     log_p = F.logsigmoid(y.unsqueeze(-2) * logits)
     return query_mean(-torch.logsumexp(log_r.unsqueeze(-1) + log_p, -2), query)
 
