@@ -134,10 +134,10 @@ class MethodConfig(_Section):
         0.0, ge=0, description="Weight, inside the cluster loss, of naming the own cluster from the context (ours)."
     )
     cluster_loss: float = Field(
-        1.0, ge=0, description="Weight of the fit under the own cluster's prototype (ours); 0 in the paper."
+        3.0, ge=0, description="Weight of the fit under the own cluster's prototype (ours); 0 in the paper."
     )
     mixture_loss: float = Field(
-        0.0, ge=0, description="Weight of the mixture predictive on the query (ours); 0 in the paper."
+        1.0, ge=0, description="Weight of the mixture predictive on the query (ours); 0 in the paper."
     )
 
 
@@ -162,6 +162,9 @@ class FederationConfig(_Section):
         "adam", description="Server optimiser (Reddi et al. 2021)."
     )
     server_learning_rate: float = Field(1e-3, gt=0, description="Server learning rate; 1 with average is FedAvg.")
+    server_decay: float = Field(
+        0.4, ge=0, le=1, description="Share of the rounds, at the end, over which the server's rate falls to nothing."
+    )
     server_weight_decay: float = Field(
         0.0, ge=0, description="Decoupled weight decay of the server's step, on matrices."
     )

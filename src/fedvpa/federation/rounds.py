@@ -130,11 +130,14 @@ def run_clients(
     return concatenate(uploads), private
 
 
-def server_optimizer(config: ExperimentConfig, method: Method) -> ServerOptimizer:
+def server_optimizer(config: ExperimentConfig, method: Method, round: int = 0) -> ServerOptimizer:
+    """The server's optimiser in a round; its learning rate falls linearly to nothing over the last rounds."""
     f = config.federation
     if not method.federated:
         return ServerOptimizer("average", 1.0)
-    return ServerOptimizer(f.server_optimizer, f.server_learning_rate, f.server_momentum, f.server_weight_decay)
+    left = 1 - round / f.rounds
+    rate = f.server_learning_rate * (min(1.0, left / f.server_decay) if f.server_decay > 0 else 1.0)
+    return ServerOptimizer(f.server_optimizer, rate, f.server_momentum, f.server_weight_decay)
 
 
 def start(method: Method, config: ExperimentConfig, clients: int) -> TrainingState:
@@ -152,7 +155,7 @@ def one_round(
     joint = getattr(method, "joint", False)
     ids = torch.arange(len(data)) if joint else sample_clients(config, len(data), round)
     upload, private = run_clients(method, config, data, state, ids)
-    optimizer = server_optimizer(config, method)
+    optimizer = server_optimizer(config, method, round)
     theta, moments = optimizer.step(state.server.theta, weighted_change(state.server.theta, upload), state.optimizer)
     down = method.download_bytes(method.broadcast(state.server))
     server = method.server_update(state.server, upload, theta, generator(config.seed, "server", round))
