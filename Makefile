@@ -31,10 +31,11 @@ lint: setup-test  ## Style, types and the direction of imports
 	$(BIN)/lint-imports
 
 bench: setup-test  ## Speed and memory of feature extraction and of the round engine
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	$(BIN)/python benchmarks/run.py
 
 docs: setup-test  ## Write the generated pages again, and check the links
 	$(BIN)/python -m fedvpa.evaluation.results > docs/results-schema.md
+	$(BIN)/python benchmarks/results_page.py
 	$(BIN)/python .ci/check_links.py
 
 clean:  ## Remove the environment, caches and the demo's output
