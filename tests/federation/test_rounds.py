@@ -239,3 +239,42 @@ def test_base_choice_logits_are_trained_on_and_summed_up_in_alpha() -> None:
     for name in ("fedvpa-gp", "fedbt"):
         state = rounds.train(method_of(prepared, name), config, prepared.clients)
         assert state.server.theta["selector.alpha"] > 0
+
+
+def test_the_servers_rate_falls_to_nothing_at_the_end() -> None:
+    config = settings(federation__rounds=10, federation__server_decay=0.4, federation__server_optimizer="adam")
+    method = method_of(world(config), "fedbt")
+    rates = [rounds.server_optimizer(config, method, r).learning_rate for r in range(10)]
+    full = config.federation.server_learning_rate
+    assert rates[:6] == [full] * 6
+    assert rates[6:] == pytest.approx([full * left for left in (1.0, 0.75, 0.5, 0.25)])
+
+
+def test_dropped_features_take_no_part_and_keep_the_mean_scale() -> None:
+    prepared = world(settings())
+    batch = prepared.clients.batch(torch.arange(2))
+    keep = torch.zeros(2, batch.x.shape[-1], dtype=torch.bool)
+    keep[:, 1] = True
+    dropped = drop_features(batch, keep)
+    assert dropped.x[..., 0].eq(0).all()
+    torch.testing.assert_close(dropped.x[..., 1], batch.x[..., 1] * batch.x.shape[-1])
+    assert drop_features(batch, keep[:, :0]) is batch
+
+
+def test_log_pi_learns_whatever_beta_is() -> None:
+    """Its step follows the KL's gradient, so the weights move alike under a large and a small beta."""
+    moved = []
+    for beta in (0.1, 0.001):
+        config = settings(
+            method__beta=beta,
+            method__beta_warmup=1.0,
+            method__prior_start=0.0,
+            federation__local_optimizer="sgd",
+            federation__learning_rate=1e-6,
+            federation__rounds=3,
+        )
+        prepared = world(config)
+        state = rounds.train(method_of(prepared, "fedvpl+prior"), config, prepared.clients)
+        moved.append(state.private["log_pi"])
+    assert moved[0].abs().max() > 1e-3
+    torch.testing.assert_close(moved[0], moved[1], rtol=1e-2, atol=1e-4)

@@ -7,15 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from fedvpa.backbone.encode import Backbone
-from fedvpa.backbone.models import cache_dir
-from fedvpa.config import BackboneConfig, ExperimentConfig
 from fedvpa.errors import UserError
 from fedvpa.preferences import synthetic, synthetic_text
 from fedvpa.preferences.schema import LabelledPool
@@ -54,32 +50,6 @@ def bag_of_words_accuracy(pool: LabelledPool) -> list[float]:
         best = max(fits, key=lambda m: m.score(x[validation], y[validation]))
         found.append(float(best.score(x[test], y[test])))
     return found
-
-
-def mlp_scores(h: torch.Tensor, y: torch.Tensor, train: np.ndarray, validation: np.ndarray) -> tuple[float, np.ndarray]:
-    """A small Bradley-Terry network, weight decay and epochs chosen on validation: (validation accuracy, scores)."""
-    best = (0.0, np.zeros(len(y)))
-    right = y.numpy() > 0
-    for decay in (0.1, 1.0):
-        generator = torch.Generator().manual_seed(0)
-        torch.manual_seed(0)
-        net = torch.nn.Sequential(torch.nn.Linear(h.shape[-1], 64), torch.nn.GELU(), torch.nn.Linear(64, 1))
-        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=decay)
-        index = torch.tensor(np.flatnonzero(train))
-        for _ in range(20):
-            for batch in index[torch.randperm(len(index), generator=generator)].split(64):
-                reward = net(h[batch])[..., 0]
-                loss = torch.nn.functional.softplus(-y[batch] * (reward[:, 0] - reward[:, 1])).mean()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            with torch.no_grad():
-                reward = net(h)[..., 0].numpy()
-            scores = reward[:, 0] - reward[:, 1]
-            accuracy = float(((scores > 0) == right)[validation].mean())
-            if accuracy > best[0]:
-                best = (accuracy, scores)
-    return best
 
 
 def test_the_same_seed_gives_the_same_pool_and_another_seed_another(pool: LabelledPool) -> None:
@@ -229,31 +199,3 @@ def test_wrong_groups_are_refused(groups: list[str], problem: str) -> None:
 def test_an_unknown_split_is_a_programming_error() -> None:
     with pytest.raises(AssertionError):
         synthetic._part([1, 2], "dev", 0)  # type: ignore[arg-type]
-
-
-@pytest.mark.slow
-def test_the_frozen_model_sees_what_words_do_not(pool: LabelledPool) -> None:
-    """The oracle is between 0.88 and 0.97, one user alone at least 0.08 and words at least 0.05 under it."""
-    config = ExperimentConfig()
-    features = Backbone(BackboneConfig(), cache_dir(config)).encode_pairs(pool.pairs, progress=False)
-    h = torch.stack((features.a, features.b), 1)
-    train, validation, test = (rows(pool, s) for s in SIZES)
-    h = (h - h[train].mean((0, 1))) / h[train].std((0, 1))
-    x = (h[:, 0] - h[:, 1]).double().numpy()
-    oracle, local, draw = [], [], np.random.default_rng(0)
-    for labels in pool.group_labels:
-        y = labels.numpy()
-        fits = fitted(x[train], y[train], (1e-4, 1e-3, 1e-2, 1e-1))
-        linear = max(fits, key=lambda m: m.score(x[validation], y[validation]))
-        accuracy, scores = mlp_scores(h, labels.float(), train, validation)
-        if linear.score(x[validation], y[validation]) >= accuracy:
-            scores = linear.decision_function(x)
-        oracle.append(((scores > 0) == (y > 0))[test].mean())
-        for _ in range(10):
-            own = draw.choice(np.flatnonzero(train), 16, replace=False)
-            if len(set(y[own])) == 2:
-                local.append(max(m.score(x[test], y[test]) for m in fitted(x[own], y[own], (1e-3, 1e-1))))
-    words = bag_of_words_accuracy(pool)
-    assert 0.88 <= np.mean(oracle) <= 0.97
-    assert np.mean(local) <= np.mean(oracle) - 0.08
-    assert np.mean(words) <= np.mean(oracle) - 0.05
