@@ -51,8 +51,8 @@ def show(targets: list[dict[str, Any]], failed: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="10,50,200,1000", help="sampled clients (default 10,50,200,1000)")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of each engine (default 3)")
-    parser.add_argument("--pairs", type=int, default=96, help="pairs to encode (default 96)")
+    parser.add_argument("--repeats", type=int, default=2, help="turns of each engine (default 2)")
+    parser.add_argument("--pairs", type=int, default=48, help="pairs to encode (default 48)")
     parser.add_argument("--threads", type=int, help="threads of the engine's benchmark (default: torch's)")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     args = parser.parse_args()
