@@ -243,8 +243,7 @@ def test_base_choice_logits_are_trained_on_and_summed_up_in_alpha() -> None:
 
 def test_the_servers_rate_falls_to_nothing_at_the_end() -> None:
     config = settings(federation__rounds=10, federation__server_decay=0.4, federation__server_optimizer="adam")
-    method = method_of(world(config), "fedbt")
-    rates = [rounds.server_optimizer(config, method, r).learning_rate for r in range(10)]
+    rates = [rounds.server_optimizer(config, r).learning_rate for r in range(10)]
     full = config.federation.server_learning_rate
     assert rates[:6] == [full] * 6
     assert rates[6:] == pytest.approx([full * left for left in (1.0, 0.75, 0.5, 0.25)])

@@ -116,7 +116,13 @@ def test_fedbt_with_few_pairs_per_step_learns_too() -> None:
 
 
 def test_central_vpl_trains_one_theta_on_everybody() -> None:
-    config = settings(federation__rounds=3, federation__local_steps=20, federation__learning_rate=0.01)
+    config = settings(
+        federation__rounds=3,
+        federation__local_steps=20,
+        federation__learning_rate=0.01,
+        federation__server_learning_rate=1.0,
+        federation__server_decay=0.0,
+    )
     prepared = world(config, ragged=True)
     method = method_of(prepared, "central-vpl")
     reports: list[rounds.RoundReport] = []

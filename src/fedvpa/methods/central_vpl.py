@@ -15,7 +15,7 @@ from fedvpa.variational.selector import Theta
 class CentralVPL(FedVPL):
     """A "round" is `local_steps` joint steps, each on `sampled_clients` users; nothing is federated.
 
-    The engine hands over every client at once (`joint`) and averages identical parameters at server rate 1.
+    The engine hands over every client at once (`joint`); the server steps on their common change as in every method.
     """
 
     name: ClassVar[str] = "central-vpl"
