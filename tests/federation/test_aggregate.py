@@ -1,9 +1,11 @@
 """Averages and server optimisers against hand computations and torch.optim."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from fedvpa.federation.aggregate import ServerOptimizer, concatenate, weighted_change
+from fedvpa.federation.aggregate import ServerOptimizer, concatenate, initial_moments, server_step, weighted_change
 from fedvpa.methods.base import Upload
 
 
@@ -107,3 +109,36 @@ def test_uploads_are_summed_in_the_order_of_the_ids() -> None:
         assert u.metrics["loss"].tolist() == [-1.0, -1e16, -3.0, 1e16]
         assert (s["w"] == sums[0]["w"]).all()
         assert s["s"] == sums[0]["s"]
+
+
+@pytest.mark.parametrize("kind", ["average", "momentum", "adam"])
+def test_each_of_several_models_steps_as_if_it_were_alone(kind: str) -> None:
+    """Two rounds: both models, then the first alone. The second model does not move on its momentum."""
+    optimizer = ServerOptimizer(kind, 0.3)
+    theta = {f"{k}/{n}": v + k for k in range(2) for n, v in THETA.items()}
+    state = initial_moments(optimizer, theta, 2)
+    first = replace(upload([0, 1, 2], [2.0, 5.0, 7.0], [30, 10, 5]), model=torch.tensor([1, 0, 1]))
+    second = replace(upload([1], [3.0], [10]), model=torch.tensor([0]))
+    after, moments = server_step(optimizer, theta, first, state)
+    last, kept = server_step(optimizer, after, second, moments)
+
+    alone, own = THETA, optimizer.init(THETA)
+    for part in (upload([1], [5.0], [10]), upload([1], [3.0], [10])):
+        alone, own = server_step(optimizer, alone, part, own)
+    other = {n: v + 1 for n, v in THETA.items()}
+    moved, its = server_step(optimizer, other, upload([0, 2], [2.0, 7.0], [30, 5]), optimizer.init(other))
+    for k, expected in ((0, alone), (1, moved)):
+        for n, v in expected.items():
+            torch.testing.assert_close(last[f"{k}/{n}"], v)
+    for k, expected in ((0, own), (1, its)):
+        assert {n for n in kept if n.startswith(f"{k}/")} == {f"{k}/{n}" for n in expected}
+        for n, v in expected.items():
+            torch.testing.assert_close(kept[f"{k}/{n}"], v)
+
+
+def test_uploads_of_several_models_keep_them_apart_from_others() -> None:
+    parts = [replace(upload([i], [float(i)], [1]), model=torch.tensor([k])) for i, k in ((3, 1), (0, 2), (1, 0))]
+    joined = concatenate(parts)
+    assert joined.ids.tolist() == [0, 1, 3]
+    assert joined.model is not None
+    assert joined.model.tolist() == [2, 0, 1]

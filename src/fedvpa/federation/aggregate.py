@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -52,6 +53,37 @@ class ServerOptimizer(NamedTuple):
         return new, kept
 
 
+def initial_moments(optimizer: ServerOptimizer, theta: Theta, models: int) -> Theta:
+    """The server optimiser's state; one of its own for each of several models (parameters ``k/NAME``)."""
+    if models == 1:
+        return optimizer.init(theta)
+    return {f"{k}/{n}": v for k in range(models) for n, v in optimizer.init(of_model(theta, k)).items()}
+
+
+def server_step(optimizer: ServerOptimizer, theta: Theta, upload: Upload, state: Theta) -> tuple[Theta, Theta]:
+    """The next global parameters and optimiser state from a round's uploads.
+
+    Where the server keeps several models, each steps on the mean change of the clients that trained it, with an
+    optimiser state of its own; a model that nobody trained stays as it is.
+    """
+    if upload.model is None:
+        return optimizer.step(theta, weighted_change(theta, upload), state)
+    theta, state = dict(theta), dict(state)
+    for k in upload.model.unique().tolist():
+        mine, own = upload.model == k, of_model(theta, k)
+        trained = {n: v[mine] for n, v in upload.theta.items()}
+        part = replace(upload, ids=upload.ids[mine], theta=trained, counts=upload.counts[mine])
+        new, moments = optimizer.step(own, weighted_change(own, part), of_model(state, k))
+        theta |= {f"{k}/{n}": v for n, v in new.items()}
+        state |= {f"{k}/{n}": v for n, v in moments.items()}
+    return theta, state
+
+
+def of_model(named: Theta, k: int) -> Theta:
+    """What belongs to model k, ``k/NAME``, as ``NAME``."""
+    return {n.removeprefix(f"{k}/"): v for n, v in named.items() if n.startswith(f"{k}/")}
+
+
 def weighted_change(theta: Theta, upload: Upload) -> Theta:
     """Mean over the clients of theta_i - theta, weighted by their numbers of examples.
 
@@ -78,4 +110,5 @@ def concatenate(uploads: list[Upload]) -> Upload:
         cat([u.variances for u in uploads]),
         cat([u.counts for u in uploads]),
         {k: cat([u.metrics[k] for u in uploads]) for k in uploads[0].metrics},
+        None if uploads[0].model is None else cat([u.model for u in uploads if u.model is not None]),
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fedvpa.config import ExperimentConfig
-from fedvpa.federation.aggregate import ServerOptimizer, concatenate, weighted_change
+from fedvpa.federation.aggregate import ServerOptimizer, concatenate, initial_moments, server_step
 from fedvpa.methods.base import (
     ClientBatch,
     LocalNoise,
@@ -18,6 +18,7 @@ from fedvpa.methods.base import (
     Pool,
     Private,
     ServerState,
+    Surveying,
     Upload,
     draw_noise,
 )
@@ -144,26 +145,43 @@ def server_optimizer(config: ExperimentConfig, round: int = 0) -> ServerOptimize
 def start(method: Method, config: ExperimentConfig, clients: int) -> TrainingState:
     """The state before the first round, from the configuration's seed."""
     server = method.init_server(generator(config.seed, "init"))
-    return TrainingState(server, server_optimizer(config).init(server.theta), method.init_client(clients))
+    moments = initial_moments(server_optimizer(config), server.theta, getattr(method, "models", 1))
+    return TrainingState(server, moments, method.init_client(clients))
+
+
+def survey(
+    method: Method, config: ExperimentConfig, data: ClientData, state: TrainingState
+) -> tuple[TrainingState, int]:
+    """Before a round in which the method asks for it (`surveys`), *every* client reports and the server regroups them.
+
+    Returns:
+        The state, and the bytes that each client sent for it.
+    """
+    if not isinstance(method, Surveying) or not method.surveys(state.server.round):
+        return state, 0
+    server = state.server
+    download, size = method.broadcast(server), stack_size(server.theta, config.federation.engine, False)
+    reports = torch.cat([method.client_report(download, data.batch(i)) for i in torch.arange(len(data)).split(size)])
+    return replace(state, server=method.regroup(server, reports)), reports[0].numel() * reports.element_size()
 
 
 def one_round(
     method: Method, config: ExperimentConfig, data: ClientData, state: TrainingState
 ) -> tuple[TrainingState, RoundReport]:
-    """Sample, train locally, aggregate, update the server."""
+    """Survey where the method asks for one, sample, train locally, aggregate, update the server."""
     began = time.perf_counter()
     round = state.server.round
+    state, reported = survey(method, config, data, state)
     joint = getattr(method, "joint", False)
     ids = torch.arange(len(data)) if joint else sample_clients(config, len(data), round)
     upload, private = run_clients(method, config, data, state, ids)
-    optimizer = server_optimizer(config, round)
-    theta, moments = optimizer.step(state.server.theta, weighted_change(state.server.theta, upload), state.optimizer)
+    theta, moments = server_step(server_optimizer(config, round), state.server.theta, upload, state.optimizer)
     down = method.download_bytes(method.broadcast(state.server))
     server = method.server_update(state.server, upload, theta, generator(config.seed, "server", round))
     report = RoundReport(
         server.round,
         {k: float(v.double().mean()) for k, v in upload.metrics.items()},
-        upload.bytes_per_client() if method.federated else 0,
+        upload.bytes_per_client() + reported if method.federated else 0,
         down if method.federated else 0,
         time.perf_counter() - began,
     )

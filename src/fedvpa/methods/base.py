@@ -19,12 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fedvpa.config import ExperimentConfig
+from fedvpa.preferences.schema import Client
 from fedvpa.variational.inference import Particles
 from fedvpa.variational.selector import Theta
 
@@ -233,6 +234,8 @@ class Upload:
         means, variances: (K, dim) posterior statistics mubar, sbar^2 under the *received* theta; (K, 0) without z.
         counts: (K,) numbers of examples.
         metrics: a fixed set of scalars per client, (K,) each.
+        model: (K,) which of the server's models each client trained; None where the server has one. Model k's
+            parameters are the server's ``k/NAME``, a client's are ``NAME``.
     """
 
     ids: Tensor
@@ -241,6 +244,7 @@ class Upload:
     variances: Tensor
     counts: Tensor
     metrics: Mapping[str, Tensor]
+    model: Tensor | None = None
 
     def bytes_per_client(self) -> int:
         """Bytes that one client sends: parameters, posterior, example count (8) and metrics (4 each)."""
@@ -299,15 +303,33 @@ class Method(Protocol):
     def predictor(self, state: ServerState, pool: Pool) -> Predictor: ...
 
 
+@runtime_checkable
+class Surveying(Protocol):
+    """What a method adds that asks *every* client for a report before some rounds (`fedbiscuit`)."""
+
+    def surveys(self, round: int) -> bool: ...
+
+    def client_report(self, download: Download, batch: ClientBatch) -> Tensor: ...
+
+    def regroup(self, state: ServerState, reports: Tensor) -> ServerState: ...
+
+
 @dataclass(frozen=True)
 class Setup:
-    """What a method is built from: the configuration and the sizes that the data determine."""
+    """What a method is built from: the configuration and the sizes that the data determine.
+
+    Attributes:
+        validation: users on whom a method may make its own choices; they never train.
+        groups: (clients,) true groups; there for `methods.oracle_labels` only, None for every other method.
+    """
 
     config: ExperimentConfig
     features: int
     clients: int
     clusters: int
     dtype: torch.dtype = torch.float32
+    validation: tuple[Client, ...] = ()
+    groups: Tensor | None = None
 
 
 def select(users: Particles, order: Tensor) -> Particles:

@@ -14,6 +14,7 @@ from fedvpa.methods.base import (
     LocalNoise,
     NoiseSpec,
     Pool,
+    Predictor,
     Private,
     ServerState,
     Setup,
@@ -79,29 +80,46 @@ class FedBT:
     def client_update(
         self, download: Download, private: Private, batch: ClientBatch, noise: LocalNoise
     ) -> tuple[Upload, Private]:
-        """`local_steps` AdamW steps on the Bradley-Terry likelihood of all pairs, or of random `batch_pairs`."""
-        f = self.config.federation
         theta = stack_theta(download.theta, len(batch.ids))
-        optimizer = local_optimizer(theta, self.config)
+        return self.upload(theta, batch, self.train_locally(theta, batch, noise)), private
+
+    def train_locally(
+        self, theta: Theta, batch: ClientBatch, noise: LocalNoise, private: Private | None = None, rate: float = 0.0
+    ) -> Tensor:
+        """`local_steps` steps on the Bradley-Terry likelihood of all pairs, or of random `batch_pairs`, in place.
+
+        Args:
+            theta: (K, ...) each, trainable.
+            private: parameters by name that stay at the client, (K, ...) each, trainable; `rate` is SGD's for them.
+
+        Returns:
+            (K,) the last step's loss.
+        """
+        f, mine = self.config.federation, private or {}
+        optimizer = local_optimizer(theta, self.config, mine, rate)
         for step in range(f.local_steps):
             part = batch
             if f.batch_pairs < batch.y.shape[1]:
                 part = batch.take(noise.rank[:, step].argsort(-1)[:, : f.batch_pairs])
             part = drop_features(part, noise.keep[:, step])
-            loss = bradley_terry(theta, difference(theta, part.x), part.base_logit, part.y, part.mask)
+            loss = bradley_terry({**theta, **mine}, difference(theta, part.x), part.base_logit, part.y, part.mask)
             optimizer.zero_grad()
             loss.sum().backward()
             optimizer.step()
+        return loss.detach()
+
+    def upload(self, theta: Theta, batch: ClientBatch, loss: Tensor, model: Tensor | None = None) -> Upload:
         none = batch.y.new_zeros(len(batch.ids), 0)
-        metrics = {"loss": loss.detach(), "reconstruction": loss.detach()}
-        return Upload(batch.ids, {k: v.detach() for k, v in theta.items()}, none, none, batch.counts, metrics), private
+        metrics = {"loss": loss, "reconstruction": loss}
+        trained = {k: v.detach() for k, v in theta.items()}
+        return Upload(batch.ids, trained, none, none, batch.counts, metrics, model)
 
     def server_update(
         self, state: ServerState, upload: Upload, theta: Theta, generator: torch.Generator
     ) -> ServerState:
         return state.advance(theta=theta)
 
-    def predictor(self, state: ServerState, pool: Pool) -> CommonPredictor:
+    def predictor(self, state: ServerState, pool: Pool) -> Predictor:
         return CommonPredictor(state.theta, pool)
 
 
