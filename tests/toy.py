@@ -94,4 +94,6 @@ def world(config: ExperimentConfig, **options: Any) -> Prepared:
 
 
 def method_of(prepared: Prepared, name: str = "fedvpa-gp", config: ExperimentConfig | None = None) -> Any:
-    return create(name, prepared.setup(config or prepared.config))
+    config = config or prepared.config
+    config = config.model_copy(update={"method": config.method.model_copy(update={"name": name})})
+    return create(name, prepared.setup(config))

@@ -26,9 +26,13 @@ METHODS = (
     "fedvpl",
     "fedvpl+prior",
     "fedvpl+ortho",
+    "vmtl",
     "fedbt",
+    "fedbiscuit",
+    "fedpdpo",
     "local",
     "central-vpl",
+    "fedvpa-gp+labels",
     "oracle",
     "oracle-clients",
 )
@@ -113,6 +117,9 @@ class MethodConfig(_Section):
     lambda_: float = Field(0.1, ge=0, description="Weight of the orthogonal loss (lambda in the paper).")
     gamma: float = Field(0.1, ge=0, description="Weight of the prototypes' separation inside the orthogonal loss.")
     tau: float = Field(1.0, gt=0, description="Temperature of the Gumbel-Softmax weights.")
+    tau_final: float | None = Field(
+        None, gt=0, description="tau in the last round, reached linearly; empty: tau throughout (vmtl: half of tau)."
+    )
     pi_learning_rate: float = Field(2.0, ge=0, description="Step of log pi along the KL's gradient, with local SGD.")
     samples: int = Field(4, ge=1, description="S, posterior samples per step.")
     prototypes: int | None = Field(None, ge=1, description="M; empty: the number of groups where known, else 4.")
@@ -138,6 +145,20 @@ class MethodConfig(_Section):
     )
     mixture_loss: float = Field(
         1.0, ge=0, description="Weight of the mixture predictive on the query (ours); 0 in the paper."
+    )
+    selectors: int = Field(3, ge=1, description="fedbiscuit: U, the number of selectors.")
+    selector_warmup: float = Field(
+        0.09, ge=0, le=1, description="fedbiscuit: share of the rounds in which each selector is warmed up, in turn."
+    )
+    regroup_every: int = Field(50, ge=1, description="fedbiscuit: rounds between two groupings of the clients.")
+    selector_holdout: float = Field(
+        0.25,
+        ge=0,
+        lt=1,
+        description="fedbiscuit: share of a client's pairs that measure selectors and never train; 0: all do both.",
+    )
+    head_learning_rate: float = Field(
+        1.0, gt=0, description="fedpdpo: learning rate of the private heads, with local SGD."
     )
 
 
@@ -217,7 +238,12 @@ class ExperimentConfig(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
-        f = self.federation
+        f, m = self.federation, self.method
+        if m.selectors * m.selector_warmup > 1:
+            raise ValueError(
+                f"method.selectors ({m.selectors}) times method.selector_warmup ({m.selector_warmup}) exceeds 1, "
+                "all of the rounds"
+            )
         if f.sampled_clients > f.clients:
             raise ValueError(
                 f"federation.sampled_clients ({f.sampled_clients}) exceeds federation.clients ({f.clients})"

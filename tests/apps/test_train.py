@@ -22,6 +22,7 @@ from fedvpa.apps.runs import RunFolder, opened
 from fedvpa.config import load_config
 from fedvpa.evaluation.result_files import read_metrics, read_results
 from fedvpa.federation import checkpoint
+from fedvpa.selector import Selector
 
 TIMES = ("seconds", "seconds_per_round")
 
@@ -96,13 +97,28 @@ def test_default_folder(experiment: Path, tmp_path: Path, cli: Cli, monkeypatch:
     assert not (tmp_path / "runs/tiny-fedbt/tensorboard").exists()
 
 
-@pytest.mark.parametrize("name", ["local", "oracle"])
-def test_methods_without_rounds_leave_no_selector(experiment: Path, tmp_path: Path, cli: Cli, name: str) -> None:
+@pytest.mark.parametrize("name", ["local", "oracle", "fedpdpo"])
+def test_methods_whose_users_have_models_of_their_own_leave_no_selector(
+    experiment: Path, tmp_path: Path, cli: Cli, name: str
+) -> None:
     done = cli("train", experiment, f"method.name={name}", "--out", tmp_path / "r")
     assert done.code == 0
     assert "no single selector" in done.err
     assert not (tmp_path / "r" / "model.json").exists()
     assert cli("personalize", tmp_path / "r", "--examples", "x", "--out", "y").err.startswith("error: ")
+
+
+def test_a_selector_of_several_models_is_one_selector_to_its_users(experiment: Path, tmp_path: Path, cli: Cli) -> None:
+    options = ["method.selectors=2", "method.regroup_every=2", "--out", tmp_path / "r"]
+    assert cli("train", experiment, "method.name=fedbiscuit", *options).code == 0
+    selector = Selector.from_pretrained(tmp_path / "r")
+    assert {k.split("/")[0] for k in selector.parameters.theta} == {"0", "1"}
+    p, back = (
+        selector.prefer("Question 3 of many?", "No.", "Yes."),
+        selector.prefer("Question 3 of many?", "Yes.", "No."),
+    )
+    assert p + back == pytest.approx(1, abs=1e-5)
+    assert p != 0.5
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -41,10 +41,12 @@ def assert_same(one: TrainingState, two: TrainingState) -> None:
 
 @pytest.fixture(scope="module")
 def prepared() -> Prepared:
-    return world(settings(federation__rounds=5, federation__server_optimizer="adam"))
+    return world(settings(federation__rounds=5, federation__server_optimizer="adam", method__selector_warmup=0.2))
 
 
-@pytest.mark.parametrize("name", ["fedvpa-gp", "fedvpl", "fedbt", "central-vpl"])
+@pytest.mark.parametrize(
+    "name", ["fedvpa-gp", "fedvpl", "fedbt", "central-vpl", "vmtl", "fedbiscuit", "fedpdpo", "fedvpa-gp+labels"]
+)
 def test_training_goes_on_to_the_same_bits(prepared: Prepared, name: str, tmp_path: Path) -> None:
     method, config, clients = method_of(prepared, name), prepared.config, prepared.clients
     whole: list[TrainingState] = []

@@ -63,6 +63,15 @@ def tensors(state: TrainingState) -> dict[str, torch.Tensor]:
         ("fedvpl+ortho", {}),
         ("fedbt", {}),
         ("fedbt", {"federation__batch_pairs": 4}),
+        ("vmtl", {}),
+        ("fedvpa-gp+labels", {}),
+        ("fedbiscuit", {"method__regroup_every": 1}),
+        ("fedbiscuit", {"federation__server_optimizer": "adam", "federation__batch_pairs": 4}),
+        ("fedpdpo", {}),
+        (
+            "fedpdpo",
+            {"federation__local_optimizer": "sgd", "federation__learning_rate": 0.1, "federation__batch_pairs": 4},
+        ),
     ],
 )
 def test_vectorised_engine_equals_the_loop(name: str, overrides: dict[str, Any]) -> None:
@@ -126,7 +135,7 @@ def _assert_same_upload(one: Upload, two: Upload) -> None:
 
 
 @pytest.mark.parametrize("engine", ["vectorized", "loop"])
-@pytest.mark.parametrize("name", ["fedvpa-gp", "fedbt"])
+@pytest.mark.parametrize("name", ["fedvpa-gp", "fedbt", "vmtl", "fedbiscuit", "fedpdpo"])
 def test_same_seed_same_bits_and_another_seed_another_result(engine: str, name: str) -> None:
     one, scores = trained(engine, name, federation__dtype="float32")
     again, same = trained(engine, name, federation__dtype="float32")

@@ -48,7 +48,7 @@ def train(config: ExperimentConfig, run: RunFolder, console: Console) -> dict[st
     prepared, notes = load(config)
     with runs.opened(run, config, "train") as folder:
         measured, metrics = _train(config, prepared, folder, console)
-        if measured.training is None:
+        if measured.training is None or not getattr(measured.method, "portable", True):
             text = f"{config.method.name} has no single selector to save; the results are all there is"
             console.print(text, highlight=False, soft_wrap=True)
         else:

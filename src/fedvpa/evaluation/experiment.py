@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,13 +11,19 @@ import torch
 from fedvpa.backbone.encode import Backbone, Features
 from fedvpa.backbone.models import cache_dir
 from fedvpa.config import ExperimentConfig
+from fedvpa.errors import UserError
 from fedvpa.evaluation import diagnostics
 from fedvpa.evaluation.compare import PairScores
 from fedvpa.evaluation.protocol import Panel, make_panel, measure, measure_leaking, score_predictions
 from fedvpa.federation.moments import Standardizer, client_moments, combine
 from fedvpa.federation.rounds import ClientData, RoundReport, TrainingState, start, train
 from fedvpa.methods.base import Method, Pool, Predictor, Setup
+from fedvpa.methods.fedbt import CommonPredictor
+from fedvpa.methods.fedpdpo import HeadPredictor
 from fedvpa.methods.fedvpa_gp import LatentPredictor
+from fedvpa.methods.local import LocalPredictor
+from fedvpa.methods.oracle import needs_groups
+from fedvpa.methods.oracle_labels import FedVPAGPLabels
 from fedvpa.methods.registry import create
 from fedvpa.preferences.schema import Client, FederatedPreferences
 from fedvpa.preferences.seeding import derive_seed
@@ -53,10 +59,24 @@ class Prepared:
     choosing: tuple[Panel, ...]
 
     def setup(self, config: ExperimentConfig) -> Setup:
-        """What a method of this data is built from."""
+        """What the method `config.method.name` of this data is built from.
+
+        Raises:
+            UserError: the method's clusters are the true groups, and the data or `method.prototypes` do not fit.
+        """
         clusters = config.method.prototypes or len(self.data.groups) or DEFAULT_CLUSTERS
         clusters = min(clusters, len(self.clients))
-        return Setup(config, self.pool.x.shape[-1], len(self.clients), clusters, self.pool.x.dtype)
+        validation = self.data.clients["validation"]
+        setup = Setup(config, self.pool.x.shape[-1], len(self.clients), clusters, self.pool.x.dtype, validation)
+        if config.method.name != FedVPAGPLabels.name:
+            return setup
+        groups = diagnostics.client_groups(self.data.clients["seen"])
+        if not len(self.data.groups) or (groups < 0).any():
+            raise needs_groups(config.method.name)
+        if clusters != len(self.data.groups):
+            problem = f"{clusters} prototypes or clients for {len(self.data.groups)} true groups"
+            raise UserError(problem, "leave method.prototypes empty", field=f"method.name={config.method.name}")
+        return replace(setup, groups=groups)
 
 
 def encode(config: ExperimentConfig, data: FederatedPreferences, progress: bool = True) -> Features:
@@ -169,9 +189,13 @@ def run_method(
 
 
 def upload_bytes(method: Method, training: TrainingState) -> int:
-    """Bytes that one client sends per round: theta, posterior statistics, count and metrics."""
-    server = training.server
-    theta = sum(t.numel() * t.element_size() for t in server.theta.values())
+    """The most bytes that one client sends in a round: theta, posterior statistics, count and metrics.
+
+    Of several models (`fedbiscuit`) a client sends one, and in a round with a survey its loss under each.
+    """
+    server, models = training.server, getattr(method, "models", 1)
+    theta = sum(t.numel() * t.element_size() for t in server.theta.values()) // models
+    theta += models * server.means.element_size() if models > 1 else 0
     return theta + 2 * server.means.shape[1] * server.means.element_size() + 8 + 4 * len(method.metric_names)
 
 
@@ -195,11 +219,11 @@ def add_rows(run: MethodRun, prepared: Prepared, cost: dict[str, Any]) -> None:
     """Measures every population, context size and inference; the default inference is chosen on validation clients."""
     config = prepared.config
     leaking = config.evaluation.protocol == "pair-leak" and run.method.latent
-    sized = not leaking and (run.method.latent or run.method.name == "local")
+    sized = not leaking and (run.method.latent or isinstance(run.predictor, LocalPredictor))
     sizes: tuple[int | None, ...] = config.evaluation.context_sizes if sized else (None,)
     # Refining a latent per query would take hours and show nothing new.
     inferences = tuple(how for how in run.predictor.inferences if not (leaking and how == "refined"))
-    personal = run.method.name != "fedbt"
+    personal = not isinstance(run.predictor, CommonPredictor)
     shared = dict(cost)
     truth = diagnostics.client_groups(prepared.data.clients["seen"])
     initial = None
@@ -267,10 +291,8 @@ def _row(
     everything = run.method.name == "local" and population == "seen"
     shown = int(panel.counts.max()) if everything else size or 0
     leaking = config.evaluation.protocol == "pair-leak" and run.method.latent
-    if leaking:
-        measured = measure_leaking(run.predictor, panel, how)
-    else:
-        measured = measure(run.predictor, panel, shown, how, personal)
+    predictor = _predictor_for(run, prepared, population)
+    measured = measure_leaking(predictor, panel, how) if leaking else measure(predictor, panel, shown, how, personal)
     row: dict[str, Any] = dict.fromkeys(_NULLABLE) | {
         "method": run.method.name,
         "seed": config.seed,
@@ -288,9 +310,18 @@ def _row(
         row |= {f"{k}_at_init": before[k] for k in ("active_units", "kl", "mean_norm")}
         if how != "refined":
             row["flip_rate_at_init"] = measure(initial, panel, shown, how, True).values.get("flip_rate")
-    elif run.method.name.startswith("oracle"):
-        row["flip_rate"] = None
+    elif run.method.name.startswith("oracle") or predictor is not run.predictor:
+        row["flip_rate"] = None  # nothing is inferred from a context
     return row, measured.scores
+
+
+def _predictor_for(run: MethodRun, prepared: Prepared, population: str) -> Predictor:
+    """The run's predictor; for training clients with private heads the one with their own."""
+    if population != "seen" or not isinstance(run.predictor, HeadPredictor):
+        return run.predictor
+    assert run.training is not None
+    asked = [i for i, c in enumerate(prepared.data.clients["seen"]) if len(c.test)]
+    return run.predictor.own(run.training.private, torch.tensor(asked))
 
 
 _NULLABLE = (

@@ -28,7 +28,7 @@ from fedvpa.methods.base import (
     select,
     stack_theta,
 )
-from fedvpa.methods.clustering import balanced_kmeans, relabel
+from fedvpa.methods.clustering import Clusters, balanced_kmeans, relabel
 from fedvpa.variational import encoder, gaussian, inference, objective, prior, prototypes
 from fedvpa.variational.gaussian import Gaussian
 from fedvpa.variational.inference import INFERENCES, Particles
@@ -112,19 +112,11 @@ class FedVPAGP:
         counts[upload.ids] = upload.counts
         known, m = counts > 0, self.setup.clusters
         begin = state.round + 1 >= self.m.ortho_start * self.f.rounds
-        if not begin or int(known.sum()) < m:
+        found = self.find_clusters(state, theta, means[known], known, generator) if begin else None
+        if found is None:
             return state.advance(theta=theta, means=means, variances=variances, counts=counts)
-
-        first = not state.clustered
-        found = balanced_kmeans(
-            means[known], m, self.m.cluster_balance, generator, None if first else state.centroids, 10 if first else 1
-        )
-        if not first:
-            found = relabel(found, theta["prototypes"] if self.use_ortho else state.centroids)
-        if first and self.use_ortho and self.m.ortho == "ours":
+        if not state.clustered and self.use_ortho and self.m.ortho == "ours":
             theta = {**theta, "prototypes": prototypes.prototypes_from_centroids(found.centroids, self.m.kappa)}
-        elif first and self.use_ortho:
-            found = relabel(found, theta["prototypes"])
         labels = torch.full_like(state.labels, -1)
         labels[known] = found.labels
         member = torch.nn.functional.one_hot(found.labels, m).to(means.dtype)
@@ -142,6 +134,23 @@ class FedVPAGP:
             shares=sizes.clamp(min=0.5) / sizes.clamp(min=0.5).sum(),
             clustered=True,
         )
+
+    def find_clusters(
+        self, state: ServerState, theta: Theta, means: Tensor, known: Tensor, generator: torch.Generator
+    ) -> Clusters | None:
+        """Clusters of the users whose posteriors are known, numbered like their prototypes; None: too few users.
+
+        Args:
+            means: (users, dim) of the users that `known` (clients,) marks.
+        """
+        m, first = self.setup.clusters, not state.clustered
+        if len(means) < m:
+            return None
+        start = None if first else state.centroids
+        found = balanced_kmeans(means, m, self.m.cluster_balance, generator, start, 10 if first else 1)
+        if self.use_ortho and not (first and self.m.ortho == "ours"):
+            return relabel(found, theta["prototypes"])
+        return found if first else relabel(found, state.centroids)
 
     # Client --------------------------------------------------------------------------------------------------------
 
@@ -259,6 +268,11 @@ class FedVPAGP:
         warm = download.round < self.m.prior_start * self.f.rounds
         return min(self.m.beta, self.m.beta_warmup) if warm else self.m.beta
 
+    def tau(self, download: Download) -> float:
+        """The temperature of Eq. 8 in a round, linear from `tau` in the first to `tau_final` in the last."""
+        final = self.m.tau if self.m.tau_final is None else self.m.tau_final
+        return self.m.tau + (final - self.m.tau) * min(1.0, download.round / max(1, self.f.rounds - 1))
+
     def prior(
         self, log_pi: Tensor, ids: Tensor, gumbel: Tensor | None, download: Download
     ) -> tuple[prior.Mixture, Tensor]:
@@ -267,7 +281,7 @@ class FedVPAGP:
         peers = torch.arange(len(download.counts), device=ids.device)
         present = (download.counts > 0) & (peers != ids.unsqueeze(-1))
         log_w = prior.log_weights(
-            log_pi, log_counts(download.counts, log_pi.dtype), present, m.tau, gumbel, m.prior_weights
+            log_pi, log_counts(download.counts, log_pi.dtype), present, self.tau(download), gumbel, m.prior_weights
         )
         return prior.with_standard(log_w, download.means, download.variances, m.prior_floor, m.prior_defensive), log_w
 

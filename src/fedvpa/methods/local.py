@@ -33,13 +33,14 @@ class Local:
 
 
 class LocalPredictor:
-    """A user is a weight vector (D,)."""
+    """A user is a weight vector (D,); `nobody` is that of a user without pairs."""
 
     inferences: tuple[str, ...] = ("none",)
 
     def __init__(self, pool: Pool, validation: tuple[Client, ...], seed: int) -> None:
         self.pool, self.validation, self.seed = pool, validation, seed
         self.chosen: dict[int, float] = {}
+        self.nobody = pool.x.new_zeros(pool.x.shape[-1])
 
     def decay(self, size: int) -> float:
         """C for users with `size` pairs: the best mean accuracy over the validation clients."""
@@ -64,7 +65,7 @@ class LocalPredictor:
         for index, y, mask in zip(*context, strict=True):
             size = int(mask.sum())
             if size == 0:
-                heads.append(self.pool.x.new_zeros(self.pool.x.shape[-1]))
+                heads.append(self.nobody)
                 continue
             heads.append(linear_bradley_terry(self.pool, Labelled(index[mask], y[mask]), self.decay(size)))
         return torch.stack(heads)

@@ -46,11 +46,7 @@ class Oracle:
             UserError: the data do not tell who belongs to which group.
         """
         if not data.groups:
-            raise UserError(
-                "this method needs true groups, which this data does not have",
-                "leave it out",
-                field=f"method.name={self.name}",
-            )
+            raise needs_groups(self.name)
         return GroupPredictor(torch.stack([self._fit_group(data, pool, g) for g in range(len(data.groups))]))
 
     def _fit_group(self, data: FederatedPreferences, pool: Pool, group: int) -> Tensor:
@@ -68,6 +64,12 @@ class Oracle:
             if hit > best:
                 scores, best = candidate, hit
         return torch.sigmoid(scores)
+
+
+def needs_groups(method: str) -> UserError:
+    """What to say where a method needs to know who belongs to which group."""
+    problem = "this method needs true groups, which this data does not have"
+    return UserError(problem, "leave it out", field=f"method.name={method}")
 
 
 class OracleClients(Oracle):

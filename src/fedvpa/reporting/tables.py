@@ -16,7 +16,7 @@ from rich.text import Text
 Results = Mapping[str, Any]
 Entry = Mapping[str, Any]
 
-NOT_COMPETING = ("oracle", "oracle-clients", "central-vpl")
+NOT_COMPETING = ("oracle", "oracle-clients", "central-vpl", "fedvpa-gp+labels")
 """Methods that see what a federated one may not: true groups, or all data in one place."""
 
 
