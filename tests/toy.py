@@ -11,6 +11,7 @@ from fedvpa.backbone.encode import EncodeReport
 from fedvpa.config import ExperimentConfig, parse_config
 from fedvpa.evaluation.experiment import Prepared, prepare
 from fedvpa.methods.registry import create
+from fedvpa.preferences.order import chosen_first
 from fedvpa.preferences.schema import Client, FederatedPreferences, LabelledPairs, Message, Pair
 from fedvpa.preferences.seeding import generator
 
@@ -90,7 +91,12 @@ def preferences(
 
 def world(config: ExperimentConfig, **options: Any) -> Prepared:
     """The toy, prepared like any other data."""
-    return prepare(config, *preferences(config, **options))
+    data, features = preferences(config, **options)
+    if config.data.order == "chosen-first":
+        data = chosen_first(data)
+        a, b = torch.cat([features.a, features.b]), torch.cat([features.b, features.a])
+        features = Features(a, b, None, features.report)
+    return prepare(config, data, features)
 
 
 def method_of(prepared: Prepared, name: str = "fedvpa-gp", config: ExperimentConfig | None = None) -> Any:

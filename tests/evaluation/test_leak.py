@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from fedvpa.evaluation.experiment import run_method
 from fedvpa.evaluation.protocol import measure, measure_leaking
-from fedvpa.federation.rounds import round_noise
+from fedvpa.federation.rounds import round_noise, train
 from toy import method_of, settings, world
 
 TRAINING = {
@@ -63,3 +64,39 @@ def test_the_leak_is_the_pair_itself() -> None:
     assert torch.allclose(before.kl, after.kl)
     assert (before.kl > 0).all()
     assert before.ortho.eq(0).all()
+
+
+def accuracy(residual: str, order: str, protocol: str, odd: bool = False) -> float:
+    """Unseen users' accuracy of fedvpl's amortised inference, with four context pairs where the split is honest."""
+    changes = {"model__residual": residual, "data__order": order, "model__odd_encoder": odd}
+    config = settings(**TRAINING | changes | {"evaluation__protocol": protocol, "federation__context_pairs": 4})
+    prepared = world(config)
+    method = method_of(prepared, "fedvpl")
+    predictor = method.predictor(train(method, config, prepared.clients).server, prepared.pool)
+    panel = prepared.panels["unseen"]
+    if protocol == "pair-leak":
+        return measure_leaking(predictor, panel, "amortised").values["accuracy"]
+    return measure(predictor, panel, 4, "amortised", False).values["accuracy"]
+
+
+@pytest.mark.parametrize("protocol", ["honest", "pair-leak"])
+def test_an_antisymmetric_selector_gives_the_same_answers_in_either_order(protocol: str) -> None:
+    random, first = (accuracy("content", order, protocol) for order in ("random", "chosen-first"))
+    assert abs(random - first) < 1e-9
+    assert random > (0.9 if protocol == "pair-leak" else 0.7)
+
+
+def test_the_literal_residual_reads_the_label_off_the_order() -> None:
+    """With the chosen response always first "a" is always right, so even an honest split leaks."""
+    assert accuracy("bias", "chosen-first", "honest") > 0.95
+    assert accuracy("bias", "chosen-first", "pair-leak") > 0.95
+
+
+def test_in_random_order_the_literal_residual_knows_nothing() -> None:
+    assert abs(accuracy("bias", "random", "honest") - 0.5) < 0.1
+    assert abs(accuracy("bias", "random", "pair-leak") - 0.5) < 0.15
+
+
+def test_an_odd_encoder_denies_the_literal_residual_the_constant_that_it_needs() -> None:
+    """Users who disagree have mirrored latents, so <W, z> cannot be positive for both."""
+    assert accuracy("bias", "chosen-first", "pair-leak", odd=True) < 0.7

@@ -122,7 +122,8 @@ class FederatedPreferences:
     """Everything that a run knows about preferences; the texts are needed by the backbone only.
 
     Attributes:
-        pairs: the pool; all indices refer to it. No (prompt, a, b) occurs twice, in either order.
+        pairs: the pool; all indices refer to it. No (prompt, a, b) occurs twice; in either order only under
+            ``data.order: chosen-first`` (`order.chosen_first`).
         split: (pairs,) the split of each pair; a prompt lies in exactly one split.
         groups: the groups' names, empty where they are not known.
         opposite: per group the index of the group with the opposite wish; where there is none, the next group.

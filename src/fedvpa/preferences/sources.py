@@ -8,6 +8,7 @@ from fedvpa.config import DataConfig, ExperimentConfig
 from fedvpa.preferences import synthetic
 from fedvpa.preferences.clients import partition
 from fedvpa.preferences.hh_rlhf import attributes_pool, objectives_pool, subsets_pool
+from fedvpa.preferences.order import chosen_first
 from fedvpa.preferences.schema import FederatedPreferences, LabelledPool
 from fedvpa.preferences.ultrafeedback import ultrafeedback_pool
 from fedvpa.preferences.users import load_users
@@ -36,6 +37,8 @@ def load_preferences(config: ExperimentConfig) -> FederatedPreferences:
     data = config.data
     context_pairs = max(config.evaluation.context_sizes)
     if data.name == "jsonl":
-        return load_users(data, config.federation, config.seed, context_pairs)
-    pool = POOLS[data.name](data, config.seed)
-    return partition(pool, data, config.federation, config.seed, context_pairs)
+        found = load_users(data, config.federation, config.seed, context_pairs)
+    else:
+        pool = POOLS[data.name](data, config.seed)
+        found = partition(pool, data, config.federation, config.seed, context_pairs)
+    return chosen_first(found) if data.order == "chosen-first" else found
