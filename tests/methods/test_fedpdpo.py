@@ -111,7 +111,7 @@ def test_sharing_the_representation_helps(prepared: Prepared, run: MethodRun) ->
 def test_the_decay_is_chosen_on_validation_clients(prepared: Prepared, run: MethodRun) -> None:
     predictor = run.predictor
     chosen = predictor.decay(4)
-    assert predictor.validation == prepared.data.clients["validation"]
+    assert [c.client_id for c in predictor.validation] == [c.client_id for c in prepared.data.clients["validation"]]
     hits = {c: predictor._validation_accuracy(4, c) for c in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)}
     assert hits[chosen] == max(hits.values())
 

@@ -20,7 +20,9 @@ def test_no_other_method_is_told_the_groups() -> None:
     prepared = world(settings())
     told = {}
     for name in METHODS:
-        told[name] = method_of(prepared, name).setup.groups
+        setup = method_of(prepared, name).setup
+        told[name] = setup.groups
+        assert {c.group for c in setup.validation} == {None}
     groups = told.pop(NAME)
     assert groups.tolist() == [c.group for c in prepared.data.clients["seen"]]
     assert set(told.values()) == {None}

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedvpa.apps.stopping import Interrupted
-from fedvpa.config import ExperimentConfig, describe_keys, load_config
+from fedvpa.config import METHODS, ExperimentConfig, describe_keys, load_config
 from fedvpa.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -155,7 +155,9 @@ def train(
 def compare(
     config: Config,
     overrides: Overrides = None,
-    methods: Annotated[str, typer.Option(help="Methods, with commas between.")] = "fedvpa-gp,fedvpl,fedbt,local,oracle",
+    methods: Annotated[
+        str, typer.Option(help=f"Methods, with commas between: {', '.join(METHODS)}.")
+    ] = "fedvpa-gp,fedvpl,fedbt,local,oracle",
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from `seed` on.")] = 1,
     out: Out = None,
     overwrite: Overwrite = False,

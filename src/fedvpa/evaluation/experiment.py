@@ -66,7 +66,7 @@ class Prepared:
         """
         clusters = config.method.prototypes or len(self.data.groups) or DEFAULT_CLUSTERS
         clusters = min(clusters, len(self.clients))
-        validation = self.data.clients["validation"]
+        validation = tuple(replace(c, group=None) for c in self.data.clients["validation"])
         setup = Setup(config, self.pool.x.shape[-1], len(self.clients), clusters, self.pool.x.dtype, validation)
         if config.method.name != FedVPAGPLabels.name:
             return setup

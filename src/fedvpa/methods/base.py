@@ -319,7 +319,7 @@ class Setup:
     """What a method is built from: the configuration and the sizes that the data determine.
 
     Attributes:
-        validation: users on whom a method may make its own choices; they never train.
+        validation: users on whom a method may make its own choices, without their groups; they never train.
         groups: (clients,) true groups; there for `methods.oracle_labels` only, None for every other method.
     """
 
