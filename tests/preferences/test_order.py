@@ -53,6 +53,12 @@ def test_the_pool_holds_each_pair_in_both_orders_with_opposite_labels(both):
     assert torch.equal(turned.conflicting(), random.conflicting().repeat(2))
 
 
+def test_results_carry_a_warning(both):
+    random, turned = both
+    assert turned.notes[:-1] == random.notes
+    assert "chosen-first" in turned.notes[-1]
+
+
 def test_an_unknown_order_is_refused():
     with pytest.raises(UserError, match=r"data.order: unknown value 'chosen_first'; did you mean chosen-first"):
         parse_config({"data": {"order": "chosen_first"}})

@@ -8,6 +8,11 @@ import torch
 
 from fedvpa.preferences.schema import Client, FederatedPreferences, LabelledPairs, Pair
 
+NOTE = (
+    "Every pair shows its user's preferred response first (data.order: chosen-first), which gives labels away to a "
+    "selector that is not antisymmetric; no result of it says anything about preferences."
+)
+
 
 def chosen_first(data: FederatedPreferences) -> FederatedPreferences:
     """The same users and labels with every pair turned so that the user's preferred response is ``a``: y is always +1.
@@ -31,4 +36,5 @@ def chosen_first(data: FederatedPreferences) -> FederatedPreferences:
         group_labels=torch.cat([data.group_labels, -data.group_labels], 1),
         clients={population: tuple(map(client, clients)) for population, clients in data.clients.items()},
         switching=tuple(map(client, data.switching)),
+        notes=(*data.notes, NOTE),
     )
