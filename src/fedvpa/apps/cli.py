@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except UserError as e:
         return _fail(str(e), 2)
-    except typer.TyperException as e:
+    except click.ClickException as e:
         return _fail(f"{e.format_message()}; see `fedvpa {given[0] if given else ''} --help`", 2)
     except OSError as e:
         if e.errno == errno.EPIPE:

@@ -61,9 +61,12 @@ def structure(state: ServerState, groups: Tensor) -> dict[str, float | None]:
 
 
 def prior_weights(method: FedVPAGP, training: TrainingState) -> Tensor | None:
-    """w (clients, clients) of every client's prior without noise; None where the method has no mixture prior."""
+    """w (clients, clients) of every client's prior without noise.
+
+    None where the method has no mixture prior, or where log pi stayed at clients in other places (`fedvpa.network`).
+    """
     download = method.broadcast(training.server)
-    if not (method.use_prior and (download.counts > 0).any()):
+    if not (method.use_prior and (download.counts > 0).any() and training.private):
         return None
     ids = torch.arange(len(download.counts))
     _, log_w = method.prior(training.private["log_pi"], ids, None, download)

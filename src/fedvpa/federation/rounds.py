@@ -13,6 +13,7 @@ from fedvpa.config import ExperimentConfig
 from fedvpa.federation.aggregate import ServerOptimizer, concatenate, initial_moments, server_step
 from fedvpa.methods.base import (
     ClientBatch,
+    Download,
     LocalNoise,
     Method,
     Pool,
@@ -60,10 +61,17 @@ Callback = Callable[[RoundReport, TrainingState], None]
 
 
 class ClientData:
-    """The training clients' pairs as padded index tensors over the pool, sliced per round without touching text."""
+    """The training clients' pairs as padded index tensors over the pool, sliced per round without touching text.
 
-    def __init__(self, pool: Pool, clients: Sequence[Client]) -> None:
+    Args:
+        pool: the pairs.
+        clients: the clients that are here; all others of the federation are somewhere else.
+        ids: (clients,) positions of these among all training clients; empty: they are all there are.
+    """
+
+    def __init__(self, pool: Pool, clients: Sequence[Client], ids: Tensor | None = None) -> None:
         self.pool = pool
+        self.ids = torch.arange(len(clients)) if ids is None else ids
         self.counts = torch.tensor([len(c.train) for c in clients])
         width = int(self.counts.max())
         self.index = torch.zeros(len(clients), width, dtype=torch.int64)
@@ -77,24 +85,30 @@ class ClientData:
     def __len__(self) -> int:
         return len(self.counts)
 
-    def batch(self, ids: Tensor) -> ClientBatch:
-        """The pairs of the clients `ids` (K,), padded to the longest among them."""
-        width = int(self.counts[ids].max())
-        x, base = self.pool.rows(self.index[ids, :width])
-        mask = torch.arange(width) < self.counts[ids].unsqueeze(-1)
-        return ClientBatch(ids.to(self.device), x, base, self.y[ids, :width], mask.to(self.device))
+    def batch(self, rows: Tensor) -> ClientBatch:
+        """The pairs of the clients at positions `rows` (K,) here, padded to the longest among them."""
+        width = int(self.counts[rows].max())
+        x, base = self.pool.rows(self.index[rows, :width])
+        mask = torch.arange(width) < self.counts[rows].unsqueeze(-1)
+        return ClientBatch(self.ids[rows].to(self.device), x, base, self.y[rows, :width], mask.to(self.device))
 
 
-def sample_clients(config: ExperimentConfig, total: int, round: int) -> Tensor:
-    """(sampled,) distinct clients of a round, sorted, from (seed, round)."""
+def sample_clients(config: ExperimentConfig, total: int, round: int, available: Tensor | None = None) -> Tensor:
+    """(sampled,) distinct clients of a round, sorted, from (seed, round).
+
+    Args:
+        available: (total,) bool, clients that can be reached. With all of them it is the sample without it.
+    """
     order = torch.randperm(total, generator=generator(config.seed, "sample", round))
-    return order[: min(config.federation.sampled_clients, total)].sort().values
+    order = order if available is None else order[available[order]]
+    return order[: min(config.federation.sampled_clients, len(order))].sort().values
 
 
-def round_noise(method: Method, config: ExperimentConfig, data: ClientData, ids: Tensor, round: int) -> LocalNoise:
-    """The stacked noise of clients `ids`, each drawn from (seed, round, client)."""
-    spec, width = method.noise_spec(), int(data.counts[ids].max())
-    each = [draw_noise(spec, int(data.counts[i]), width, generator(config.seed, "local", round, int(i))) for i in ids]
+def round_noise(method: Method, config: ExperimentConfig, data: ClientData, rows: Tensor, round: int) -> LocalNoise:
+    """The stacked noise of the clients at positions `rows`, each drawn from (seed, round, client)."""
+    spec, width = method.noise_spec(), int(data.counts[rows].max())
+    drawn = [(int(data.counts[i]), generator(config.seed, "local", round, int(data.ids[i]))) for i in rows]
+    each = [draw_noise(spec, pairs, width, g) for pairs, g in drawn]
     dtype = data.pool.x.dtype
     stacked = LocalNoise(*(torch.cat(parts) for parts in zip(*each, strict=True)))
     stacked = stacked._replace(normal=stacked.normal.to(dtype), gumbel=stacked.gumbel.to(dtype))
@@ -114,19 +128,32 @@ def stack_size(theta: Theta, engine: str, joint: bool) -> int:
 def run_clients(
     method: Method, config: ExperimentConfig, data: ClientData, state: TrainingState, ids: Tensor
 ) -> tuple[Upload, Private]:
-    """Local training of the clients `ids` (K,), in stacks. Returns their uploads and private rows, by id."""
-    download = method.broadcast(state.server)
-    size = stack_size(state.server.theta, config.federation.engine, getattr(method, "joint", False))
+    """Local training of the clients `ids` (K,) where all clients are here; see `train_clients`."""
+    return train_clients(method, config, data, method.broadcast(state.server), state.private, ids)
+
+
+def train_clients(
+    method: Method, config: ExperimentConfig, data: ClientData, download: Download, private: Private, rows: Tensor
+) -> tuple[Upload, Private]:
+    """Local training of the clients at positions `rows` (K,) of `data`, in stacks.
+
+    Args:
+        private: the private state of all clients of `data`, in their order.
+
+    Returns:
+        The clients' uploads, by id, and the private state after it.
+    """
+    size = stack_size(download.theta, config.federation.engine, getattr(method, "joint", False))
     # Clients of similar size share a stack, so that little is padding; the order of processing has no effect.
-    order = ids[data.counts[ids].argsort(stable=True)]
-    uploads, private = [], dict(state.private)
+    order = rows[data.counts[rows].argsort(stable=True)]
+    uploads, private = [], dict(private)
     for part in order.split(size):
         part = part.sort().values
-        noise = round_noise(method, config, data, part, state.server.round)
-        mine = {k: v[part] for k, v in state.private.items()}
-        upload, rows = method.client_update(download, mine, data.batch(part), noise)
+        noise = round_noise(method, config, data, part, download.round)
+        mine = {k: v[part] for k, v in private.items()}
+        upload, changed = method.client_update(download, mine, data.batch(part), noise)
         uploads.append(upload)
-        for k, v in rows.items():
+        for k, v in changed.items():
             private[k] = private[k].index_copy(0, part.to(v.device), v)
     return concatenate(uploads), private
 
@@ -175,17 +202,28 @@ def one_round(
     joint = getattr(method, "joint", False)
     ids = torch.arange(len(data)) if joint else sample_clients(config, len(data), round)
     upload, private = run_clients(method, config, data, state, ids)
-    theta, moments = server_step(server_optimizer(config, round), state.server.theta, upload, state.optimizer)
-    down = method.download_bytes(method.broadcast(state.server))
-    server = method.server_update(state.server, upload, theta, generator(config.seed, "server", round))
+    new = aggregate(method, config, replace(state, private=private), upload)
     report = RoundReport(
-        server.round,
-        {k: float(v.double().mean()) for k, v in upload.metrics.items()},
+        new.server.round,
+        mean_metrics(upload),
         upload.bytes_per_client() + reported if method.federated else 0,
-        down if method.federated else 0,
+        method.download_bytes(method.broadcast(state.server)) if method.federated else 0,
         time.perf_counter() - began,
     )
-    return TrainingState(server, moments, private), report
+    return new, report
+
+
+def aggregate(method: Method, config: ExperimentConfig, state: TrainingState, upload: Upload) -> TrainingState:
+    """The server's part of a round: the optimiser's step on the mean change, then the method's own update."""
+    round = state.server.round
+    theta, moments = server_step(server_optimizer(config, round), state.server.theta, upload, state.optimizer)
+    server = method.server_update(state.server, upload, theta, generator(config.seed, "server", round))
+    return TrainingState(server, moments, state.private)
+
+
+def mean_metrics(upload: Upload) -> dict[str, float]:
+    """The mean over a round's clients of each scalar that they report."""
+    return {k: float(v.double().mean()) for k, v in upload.metrics.items()}
 
 
 def train(
