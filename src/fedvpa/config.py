@@ -223,6 +223,20 @@ class EvaluationConfig(_Section):
         return tuple(sorted({*v, *CONTEXT_SIZES}))
 
 
+class NetworkConfig(_Section):
+    """Training over a network (`fedvpa.network`)."""
+
+    timeout: float = Field(600.0, gt=0, description="Seconds that a round waits for its clients' replies.")
+    min_clients: int = Field(1, ge=1, description="Sound uploads without which a round is asked again.")
+    retries: int = Field(3, ge=0, description="How often a round is asked again before training stops.")
+    min_nodes: int = Field(1, ge=1, description="Nodes with users that must be there before training begins.")
+    wait: float = Field(600.0, gt=0, description="Seconds to wait for them.")
+    max_update_norm: float = Field(
+        1e3, gt=0, description="Largest norm of a client's change of the parameters; a larger one is refused."
+    )
+    max_posterior_norm: float = Field(1e3, gt=0, description="The same for a client's posterior mean.")
+
+
 class OutputConfig(_Section):
     checkpoint_every: int = Field(25, ge=1, description="Rounds between two checkpoints.")
     cache: str | None = Field(None, description="Cache folder; empty: $FEDVPA_CACHE or ~/.cache/fedvpa.")
@@ -239,6 +253,7 @@ class ExperimentConfig(_Section):
     method: MethodConfig = MethodConfig()
     federation: FederationConfig = FederationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    network: NetworkConfig = NetworkConfig()
     output: OutputConfig = OutputConfig()
 
     @model_validator(mode="after")

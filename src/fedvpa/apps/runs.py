@@ -102,7 +102,7 @@ def read_config(run: Path) -> ExperimentConfig:
 
 
 def _same_configuration(path: Path, config: ExperimentConfig) -> None:
-    old, new = (_flat(c.model_dump(mode="json", exclude={"output"})) for c in (read_config(path), config))
+    old, new = (_flat(c.model_dump(mode="json", exclude={"output", "network"})) for c in (read_config(path), config))
     for key, value in new.items():
         if old[key] != value:
             problem = f"the run there has {old[key]!r}, this configuration {value!r}"

@@ -16,7 +16,7 @@ from fedvpa.evaluation import diagnostics
 from fedvpa.evaluation.compare import PairScores
 from fedvpa.evaluation.protocol import Panel, make_panel, measure, measure_leaking, score_predictions
 from fedvpa.federation.moments import Standardizer, client_moments, combine
-from fedvpa.federation.rounds import ClientData, RoundReport, TrainingState, start, train
+from fedvpa.federation.rounds import Callback, ClientData, RoundReport, TrainingState, start, train
 from fedvpa.methods.base import Method, Pool, Predictor, Setup
 from fedvpa.methods.fedbt import CommonPredictor
 from fedvpa.methods.fedpdpo import HeadPredictor
@@ -64,8 +64,7 @@ class Prepared:
         Raises:
             UserError: the method's clusters are the true groups, and the data or `method.prototypes` do not fit.
         """
-        clusters = config.method.prototypes or len(self.data.groups) or DEFAULT_CLUSTERS
-        clusters = min(clusters, len(self.clients))
+        clusters = clusters_of(config, len(self.clients), len(self.data.groups))
         validation = tuple(replace(c, group=None) for c in self.data.clients["validation"])
         setup = Setup(config, self.pool.x.shape[-1], len(self.clients), clusters, self.pool.x.dtype, validation)
         if config.method.name != FedVPAGPLabels.name:
@@ -79,6 +78,11 @@ class Prepared:
         return replace(setup, groups=groups)
 
 
+def clusters_of(config: ExperimentConfig, clients: int, groups: int = 0) -> int:
+    """M: as configured, else the number of true groups where it is known."""
+    return min(config.method.prototypes or groups or DEFAULT_CLUSTERS, clients)
+
+
 def encode(config: ExperimentConfig, data: FederatedPreferences, progress: bool = True) -> Features:
     """Features of all pairs, from the cache where they are there."""
     backbone = Backbone(config.backbone, cache_dir(config), config.federation.device)
@@ -86,6 +90,11 @@ def encode(config: ExperimentConfig, data: FederatedPreferences, progress: bool 
         return backbone.encode_pairs(data.pairs, progress)
     finally:
         backbone.close()
+
+
+def torch_dtype(config: ExperimentConfig) -> torch.dtype:
+    """The precision of training."""
+    return torch.float32 if config.federation.dtype == "float32" else torch.float64
 
 
 def prepare(
@@ -98,7 +107,7 @@ def prepare(
     """
     data = load_preferences(config) if data is None else data
     features = encode(config, data) if features is None else features
-    dtype = torch.float32 if config.federation.dtype == "float32" else torch.float64
+    dtype = torch_dtype(config)
     raw = torch.stack([features.a, features.b], 1)
     messages = [client_moments(raw[c.train.index].flatten(0, 1)) for c in data.clients["seen"]]
     standardizer = combine(messages)
@@ -133,6 +142,12 @@ class MethodRun:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
+Trainer = Callable[
+    [Method, ExperimentConfig, ClientData, TrainingState | None, Callback | None],
+    TrainingState,
+]
+"""What runs the rounds that are left: `federation.rounds.train`, or the same over a network."""
+
 RoundCallback = Callable[[RoundReport, TrainingState, "dict[str, Any] | None"], None]
 
 
@@ -142,6 +157,7 @@ def run_method(
     state: TrainingState | None = None,
     on_round: RoundCallback | None = None,
     seconds: list[float] | None = None,
+    trainer: Trainer = train,
 ) -> MethodRun:
     """Trains (or fits) the method `name` and measures it on seen and unseen users.
 
@@ -150,6 +166,7 @@ def run_method(
         on_round: called after each round with its report, the state and, every `evaluation.every` rounds and at the
             end, the validation clients' accuracies.
         seconds: seconds of the rounds before the checkpoint; this run's are appended.
+        trainer: what runs the rounds, such as `network.server_app.Server.train`.
     """
     config = prepared.config.model_copy(update={"method": prepared.config.method.model_copy(update={"name": name})})
     method = create(name, prepared.setup(config))
@@ -171,7 +188,7 @@ def run_method(
         if on_round is not None:
             on_round(report, now, values)
 
-    training = train(method, config, prepared.clients, state, after)
+    training = trainer(method, config, prepared.clients, state, after)
     predictor = method.predictor(training.server, prepared.pool)
     run = MethodRun(method, predictor, training)
     federated = method.federated

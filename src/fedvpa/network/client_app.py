@@ -1,0 +1,132 @@
+"""The client's side: a Flower ``ClientApp`` that answers for the users of one node.
+
+It keeps nothing between two messages but the users' private state on disk, so a SuperNode may start a fresh process for
+each, be killed and come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from fedvpa.errors import UserError
+from fedvpa.evaluation import metrics
+from fedvpa.evaluation.protocol import make_panel
+from fedvpa.federation.rounds import train_clients
+from fedvpa.methods.base import Method, Private
+from fedvpa.methods.registry import CLASSES
+from fedvpa.network import messages
+from fedvpa.network.messages import Refusal, Reply
+from fedvpa.network.node import Node, check_method
+from fedvpa.network.state import PrivateStore
+from fedvpa.network.tasks import Task, check_task, inferences_of, read_clusters, read_task
+from fedvpa.preferences.schema import Client
+from fedvpa.preferences.seeding import generator
+
+REFUSED = 1
+"""Code of an error reply whose reason says what was refused; other codes are Flower's own."""
+
+
+def client_app(open_node: Callable[[Context], Node]) -> ClientApp:
+    """A ClientApp for the node that `open_node` finds in a context. It may be called for every message."""
+    app = ClientApp()
+
+    def answering(answer: Callable[[Node, RecordDict], RecordDict]) -> Callable[[Message, Context], Message]:
+        def handle(message: Message, context: Context) -> Message:
+            try:
+                node = open_node(context)
+                check_method(node.config)
+                return Message(answer(node, message.content), reply_to=message)
+            except Refusal as e:
+                return Message(Error(REFUSED, str(e)), reply_to=message)
+            except UserError as e:
+                # The place (a file, a line) is the node's own business: it goes to the log here, not to the server.
+                print(f"error: {e}", flush=True)
+                return Message(Error(REFUSED, "the node cannot use its data; see its log"), reply_to=message)
+
+        return handle
+
+    app.query("enroll")(answering(enroll))
+    app.train()(answering(train))
+    app.evaluate()(answering(evaluate))
+    return app
+
+
+def enroll(node: Node, content: RecordDict) -> RecordDict:
+    """Who is here, with the moments of their features (round 0); private state of lost rounds goes."""
+    head = content.get("task")
+    if not isinstance(head, ConfigRecord) or head.get("protocol") != messages.PROTOCOL:
+        raise Refusal("not a task of this protocol; use one version of fedvpa everywhere")
+    store = PrivateStore(node.state_dir, str(head["training"]))
+    for name in node.names:
+        store.rewind(name, int(str(head["round"])))
+    arrays = {
+        "pairs": torch.tensor([len(c.train) for c in node.clients]),
+        **messages.moments_arrays(node.moments()),
+    }
+    fields = messages.enroll_fields(node.dim)
+    return messages.write_reply(Reply(node.names, arrays, {}), fields, messages.problems(arrays, fields))
+
+
+def train(node: Node, content: RecordDict) -> RecordDict:
+    """A round of the task's users, as in the vectorised engine; then their state is written, and the upload checked."""
+    task = read_task(content)
+    method = _method(node, task)
+    users, ids, clients, gone = _here(node, task)
+    store = PrivateStore(node.state_dir, task.training)
+    fresh = method.init_client(1)
+    kept = [store.load(user, task.download.round, fresh) or fresh for user in users]
+    private: Private = {k: torch.cat([rows[k] for rows in kept]) for k in fresh}
+    data = node.training_data(clients, ids, task.standardizer)
+    upload, private = train_clients(method, node.config, data, task.download, private, torch.arange(len(users)))
+    for i, user in enumerate(users):
+        store.save(user, task.download.round, {k: v[i : i + 1] for k, v in private.items()}, task.keep_from)
+    arrays, limits = messages.upload_arrays(upload), node.config.network
+    fields = messages.upload_fields(task.download.theta, upload.means.shape[1], method.metric_names, limits)
+    bad = messages.upload_problems(arrays, fields, task.download.theta, limits)
+    return messages.write_reply(Reply(users, arrays, gone), fields, bad)
+
+
+def evaluate(node: Node, content: RecordDict) -> RecordDict:
+    """How well each inference predicts the users' own held-out pairs, from `federation.context_pairs` of the others."""
+    task = read_task(content)
+    method = _method(node, task)
+    users, _, clients, gone = _here(node, task)
+    asked = [i for i, c in enumerate(clients) if len(c.test)]
+    gone |= {user: "no pair is held out" for i, user in enumerate(users) if i not in asked}
+    fields = messages.evaluate_fields(inferences_of(method))
+    if not asked:
+        arrays = {k: torch.zeros(0, *f.shape, dtype=f.dtype) for k, f in fields.items()}
+        return messages.write_reply(Reply((), arrays, gone), fields, {})
+    pool = node.pool(task.standardizer)
+    panel = make_panel(node.data, [clients[i] for i in asked], node.config.seed, pool.x.dtype)
+    predictor = method.predictor(read_clusters(content, task.download), pool)
+    context, mask = panel.context(node.config.federation.context_pairs), panel.query_mask.double()
+    accuracy = []
+    for how in inferences_of(method):
+        p = predictor.predict(predictor.infer(context, how, panel.groups), panel.query)
+        accuracy.append(metrics.per_user(metrics.correct(p.double(), panel.query_y), mask))
+    arrays = {"accuracy": torch.stack(accuracy, 1), "pairs": panel.query_mask.sum(1)}
+    named = tuple(users[i] for i in asked)
+    return messages.write_reply(Reply(named, arrays, gone), fields, messages.problems(arrays, fields))
+
+
+def _here(node: Node, task: Task) -> tuple[tuple[str, ...], Tensor, list[Client], dict[str, str]]:
+    """The task's users who are (still) here, their ids and pairs, and why others are not."""
+    found = [(user, i, node.client(user)) for user, i in zip(task.users, task.ids.tolist(), strict=True)]
+    here = [(user, i, client) for user, i, client in found if client is not None]
+    gone = {user: "the user is not here" for user, _, client in found if client is None}
+    if not here:
+        raise Refusal("none of the users is here")
+    return tuple(u for u, _, _ in here), torch.tensor([i for _, i, _ in here]), [c for _, _, c in here], gone
+
+
+def _method(node: Node, task: Task) -> Method:
+    """The method with the task's sizes, if the task is one of its own model's."""
+    method = node.method(CLASSES[node.config.method.name], task.clients, task.clusters)
+    check_task(task, method.init_server(generator(node.config.seed, "init")).theta, node.dim)
+    return method

@@ -1,0 +1,99 @@
+"""The users of one node, one or many, and what a method needs to train them here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedvpa.backbone.encode import Features
+from fedvpa.config import ExperimentConfig
+from fedvpa.errors import UserError
+from fedvpa.evaluation.experiment import torch_dtype
+from fedvpa.federation.moments import Moments, Standardizer, client_moments
+from fedvpa.federation.rounds import ClientData
+from fedvpa.methods.base import Method, Pool, Setup
+from fedvpa.methods.registry import CLASSES
+from fedvpa.preferences.schema import Client, FederatedPreferences, LabelledPairs
+
+REFUSED = {
+    "fedbiscuit": "it asks every client before some rounds",
+    "fedpdpo": "its heads stay at the clients, so there is no selector to deploy",
+    "central-vpl": "it has all data in one place",
+    "fedvpa-gp+labels": "it knows the true groups",
+}
+"""Methods that take rounds, but not over a network, and why."""
+
+
+def check_method(config: ExperimentConfig) -> None:
+    """Raises `UserError` where `method.name` does not train over a network."""
+    name = config.method.name
+    reason = REFUSED.get(name) or ("it takes no rounds" if not hasattr(CLASSES[name], "client_update") else None)
+    if reason is not None:
+        problem = f"{name} does not train over a network: {reason}"
+        raise UserError(problem, "choose fedvpa-gp, fedvpl, fedvpl+prior, fedvpl+ortho, vmtl or fedbt", field="method")
+
+
+def pseudonym(user_id: str) -> str:
+    """What the server calls a user: 16 hex digits of SHA-256. Whoever can guess an id can compute it."""
+    return hashlib.sha256(user_id.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node holds.
+
+    Attributes:
+        config: the experiment; both ends have the same.
+        names: pseudonyms of the users, in the order of `clients`.
+        clients: the users with their pairs, rows of `features`.
+        data: the preferences that they come from; features: of all its pairs.
+        state_dir: where private state is kept.
+    """
+
+    config: ExperimentConfig
+    names: tuple[str, ...]
+    clients: tuple[Client, ...]
+    data: FederatedPreferences
+    features: Features
+    state_dir: Path
+
+    @property
+    def dim(self) -> int:
+        """D, the length of a feature."""
+        return self.features.a.shape[-1]
+
+    def client(self, name: str) -> Client | None:
+        return dict(zip(self.names, self.clients, strict=True)).get(name)
+
+    def moments(self) -> list[Moments]:
+        """Per user the message of round 0."""
+        return [client_moments(self._raw(c.train.index).flatten(0, 1)) for c in self.clients]
+
+    def method(self, kind: type, clients: int, clusters: int) -> Method:
+        """The configured method, with the sizes that the server says."""
+        method: Method = kind(Setup(self.config, self.dim, clients, clusters, torch_dtype(self.config)))
+        return method
+
+    def training_data(self, clients: Sequence[Client], ids: Tensor, standardizer: Standardizer) -> ClientData:
+        """The training pairs of some users (with their ids in the federation), and of nobody else."""
+        rows = torch.cat([c.train.index for c in clients]).unique()
+        moved = [
+            Client(c.client_id, None, LabelledPairs(torch.searchsorted(rows, c.train.index), c.train.y), c.test)
+            for c in clients
+        ]
+        return ClientData(self.pool(standardizer, rows), moved, ids)
+
+    def pool(self, standardizer: Standardizer, rows: Tensor | None = None) -> Pool:
+        """Standardised features of the pairs `rows`; None: of all."""
+        rows = torch.arange(len(self.features.a)) if rows is None else rows
+        dtype, base = torch_dtype(self.config), self.features.base_logit
+        return Pool(standardizer(self._raw(rows)).to(dtype), None if base is None else base[rows].to(dtype))
+
+    def _raw(self, rows: Tensor) -> Tensor:
+        """(rows, 2, D)"""
+        return torch.stack([self.features.a[rows], self.features.b[rows]], 1)

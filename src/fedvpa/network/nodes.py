@@ -1,0 +1,94 @@
+"""The nodes of a training as the server sees them: who holds which users, and messages to and from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedvpa.config import NetworkConfig
+from fedvpa.federation.moments import Moments
+from fedvpa.network import messages
+from fedvpa.network.faults import Faults
+from fedvpa.network.messages import ENROLL, PROTOCOL, Refusal
+from fedvpa.network.session import Session
+
+ATTEMPTS = 3
+"""How often a node is asked who its users are, before it counts as one without any."""
+
+
+class Nodes:
+    """The nodes that can be reached.
+
+    Args:
+        grid: Flower's way to them.
+        limits: timeout of messages.
+        faults: where faults are noted; say: told what a person should know.
+
+    Attributes:
+        held: per node the users that it answers for.
+        enrolled: per user the number of its training pairs and its moments, as they came.
+    """
+
+    def __init__(self, grid: Grid, limits: NetworkConfig, faults: Faults, say: Callable[[str], None]) -> None:
+        self.grid, self.limits, self.faults, self.say = grid, limits, faults, say
+        self.held: dict[int, tuple[str, ...]] = {}
+        self.enrolled: dict[str, tuple[int, Moments]] = {}
+        self._asked: dict[int, int] = {}
+
+    def enroll(self, training: str, round: int, session: Session | None) -> None:
+        """Asks nodes that are new (a restarted SuperNode is) who their users are; forgets nodes that are gone."""
+        present = set(self.grid.get_node_ids())
+        self.held = {node: users for node, users in self.held.items() if node in present}
+        new = [n for n in sorted(present) if n not in self.held and self._asked.get(n, 0) < ATTEMPTS]
+        head = ConfigRecord({"protocol": PROTOCOL, "training": training, "round": round})
+        for node in new:
+            self._asked[node] = self._asked.get(node, 0) + 1
+        asked = {node: RecordDict({"task": head}) for node in new}
+        for node, content in self.exchange(ENROLL, asked, round).items():
+            try:
+                self._register(node, round, content, session)
+            except Refusal as e:
+                self.faults.add(round, "rejected", f"enroll: {e}", node=node)
+                self.say(f"round {round + 1}: node {node} is left out: {e}")
+
+    def _register(self, node: int, round: int, content: RecordDict, session: Session | None) -> None:
+        fields = messages.enroll_fields(messages.reply_features(content))
+        if session is not None and fields["moments.total"].shape != (session.features,):
+            raise Refusal("its features have another dimension; use one backbone everywhere")
+        reply = messages.read_reply(content, fields, None)
+        moments, bad = messages.as_moments(reply.arrays), messages.problems(reply.arrays, fields)
+        elsewhere = {u for users in self.held.values() for u in users}
+        for i, user in enumerate(reply.users):
+            late = session is not None and user not in session.users
+            kind = "rejected" if i in bad else "claimed" if user in elsewhere else "late" if late else None
+            if kind is None:
+                self.enrolled[user] = (int(reply.arrays["pairs"][i]), moments[i])
+            else:
+                self.faults.add(round, kind, bad.get(i, ""), (user,), node)
+        mine = [u for u in reply.users if u in self.enrolled and u not in elsewhere]
+        self.held[node] = tuple(mine)
+
+    def exchange(self, kind: str, contents: dict[int, RecordDict], round: int) -> dict[int, RecordDict]:
+        """Sends a message to each node and waits for the answers, `network.timeout` seconds at most."""
+        if not contents:
+            return {}
+        timeout = self.limits.timeout
+        sent = [Message(c, n, kind, ttl=timeout, group_id=str(round + 1)) for n, c in contents.items()]
+        answers: dict[int, RecordDict] = {}
+        failed: dict[int, str] = {}
+        for reply in self.grid.send_and_receive(sent, timeout=timeout):
+            node = reply.metadata.src_node_id
+            if node not in contents or node in answers:
+                continue
+            if reply.has_error():
+                failed[node] = reply.error.reason or f"error {reply.error.code}"
+            else:
+                answers[node] = reply.content
+        for node in contents:
+            if node not in answers:
+                why = failed.get(node, "")
+                self.faults.add(round, "failed" if why else "silent", f"{kind}: {why}", node=node)
+                self.say(f"round {round + 1}: node {node}: {why[:200] or 'no answer in time'}")
+        return {node: answers[node] for node in sorted(answers)}

@@ -1,0 +1,70 @@
+"""What a training over a network has fixed in round 0: who takes part, and how features are standardised."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from fedvpa.errors import UserError
+from fedvpa.evaluation.result_files import write_bytes, write_text
+from fedvpa.federation.moments import Standardizer
+
+FOLDER = "network"
+"""In a run folder: the session, and what happened (`Faults`)."""
+
+_VALUES, _TENSORS = "session.json", "session.safetensors"
+
+
+@dataclass(frozen=True)
+class Session:
+    """Written once, before the first round; a restarted server goes on with it.
+
+    Attributes:
+        training: a random name, by which clients tell their state of this training from that of another.
+        users: pseudonyms in the order of the clients' ids.
+        pairs: per user the number of training pairs, as it said at the start.
+        standardizer: from the users' moments, (D,) each.
+    """
+
+    training: str
+    users: tuple[str, ...]
+    pairs: tuple[int, ...]
+    standardizer: Standardizer
+
+    @property
+    def features(self) -> int:
+        return len(self.standardizer.mean)
+
+    def save(self, folder: Path) -> None:
+        """Into a run's ``network/``; the JSON file is written last, so where it is, all is."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / _TENSORS, safetensors.torch.save(self.standardizer._asdict()))
+        values = {"training": self.training, "users": self.users, "pairs": self.pairs}
+        write_text(folder / _VALUES, json.dumps(values) + "\n")
+
+    @staticmethod
+    def load(folder: Path) -> Session | None:
+        """None where none was written.
+
+        Raises:
+            UserError: a damaged one.
+        """
+        if not (folder / _VALUES).is_file():
+            return None
+        try:
+            values = json.loads((folder / _VALUES).read_text(encoding="utf-8"))
+            named = safetensors.torch.load_file(folder / _TENSORS)
+            standardizer = Standardizer(named["mean"], named["scale"])
+            return Session(str(values["training"]), tuple(values["users"]), tuple(values["pairs"]), standardizer)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            raise UserError("is damaged", "start in another run folder", file=folder / _VALUES) from None
+
+
+def new_name() -> str:
+    """A name for a training."""
+    return secrets.token_hex(8)

@@ -1,0 +1,92 @@
+"""Private state of users, on the disk of the node that holds them: it survives restarts and never leaves.
+
+One folder per user and in it one safetensors file per round that the user trained in. A server that was killed goes
+back to its last checkpoint, so a client has to go back with it: it keeps the states since then.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+
+from fedvpa.evaluation.result_files import write_bytes
+from fedvpa.methods.base import Private
+
+
+class PrivateStore:
+    """Private rows per user of one training.
+
+    Args:
+        folder: the node's ``state-dir``.
+        training: name of the training. State of another one is never used, and goes with the first that is saved.
+    """
+
+    def __init__(self, folder: str | Path, training: str) -> None:
+        self.folder, self.training = Path(folder), training
+
+    def load(self, user: str, round: int, like: Private) -> Private | None:
+        """The state that the user had before `round`; None where there is none, or a damaged or foreign one.
+
+        Args:
+            like: (1, ...) per entry, as the method initialises it: what is read must have its names and shapes.
+        """
+        for path in reversed(self._files(user)):
+            if _round(path) >= round:
+                continue
+            found = self._read(path)
+            if found is not None and {k: (v.shape, v.dtype) for k, v in found.items()} == {
+                k: (v.shape, v.dtype) for k, v in like.items()
+            }:
+                return found
+        return None
+
+    def save(self, user: str, round: int, rows: Private, keep_from: int) -> None:
+        """Writes the state after `round`, atomically; removes what no restart can need.
+
+        Args:
+            rows: (1, ...) per entry. Nothing is written where a method has no private state.
+            keep_from: the earliest round that a restarted server can begin with.
+        """
+        if not rows:
+            return
+        folder = self.folder / user
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(exist_ok=True)
+        named = {k: v.detach().cpu().contiguous().clone() for k, v in rows.items()}
+        write_bytes(folder / f"round-{round:06d}.safetensors", safetensors.torch.save(named, self._head()))
+        before = [p for p in self._files(user) if _round(p) < keep_from]
+        for path in {*before[:-1], *(p for p in self._files(user) if not self._mine(p))}:
+            path.unlink(missing_ok=True)
+
+    def rewind(self, user: str, round: int) -> None:
+        """Forgets what the user did in `round` and later: the server that began it was lost, and begins it again."""
+        for path in self._files(user):
+            if _round(path) >= round:
+                path.unlink(missing_ok=True)
+
+    def _head(self) -> dict[str, str]:
+        return {"training": self.training}
+
+    def _files(self, user: str) -> list[Path]:
+        return sorted((self.folder / user).glob("round-[0-9]*.safetensors"))
+
+    def _mine(self, path: Path) -> bool:
+        try:
+            with safe_open(path, framework="pt") as f:
+                return bool((f.metadata() or {}) == self._head())
+        except (OSError, SafetensorError):
+            return False
+
+    def _read(self, path: Path) -> Private | None:
+        if not self._mine(path):
+            return None
+        try:
+            return safetensors.torch.load_file(path)
+        except (OSError, SafetensorError):
+            return None
+
+
+def _round(path: Path) -> int:
+    return int(path.stem.removeprefix("round-"))
