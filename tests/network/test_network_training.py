@@ -80,3 +80,227 @@ def test_single_precision_agrees_too(tmp_path: Path) -> None:
     method, expected = reference(config)
     server, _ = connected(config, tmp_path)
     assert apart(server.train(method, config), expected) < 1e-4
+
+
+def checkpointing(config: ExperimentConfig, folder: Path, stop: int | None = None) -> Any:
+    """A callback that saves after every round and, like kill -9, ends the server after round `stop`."""
+
+    def callback(_: Any, state: TrainingState) -> None:
+        checkpoint.save(folder / "checkpoints", state, {})
+        if state.server.round == stop:
+            raise KeyboardInterrupt
+
+    return callback
+
+
+@pytest.mark.parametrize("back", [0, 1])
+def test_a_killed_server_goes_on_with_the_same_result(back: int, tmp_path: Path) -> None:
+    """From the last checkpoint, or (as when that one is damaged) from the one before: clients go back with it."""
+    config = experiment(federation__rounds=8)
+    method, expected = reference(config)
+    server, _ = connected(config, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        server.train(method, config, callback=checkpointing(config, tmp_path, stop=6))
+    state = checkpoint._read(checkpoint.checkpoints(tmp_path / "checkpoints")[back])
+    assert not isinstance(state, str)
+    assert state[0].server.round == 6 - back
+    again, _ = connected(config, tmp_path, round=6 - back)
+    assert again.session.training == server.session.training
+    found = again.train(method, config, state=state[0])
+    assert apart(found, expected) < 1e-9
+
+
+def test_private_state_survives_nodes_but_not_another_training(tmp_path: Path) -> None:
+    config = experiment("vmtl", federation__rounds=8)
+    method, expected = reference(config)
+    server, _ = connected(config, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        server.train(method, config, callback=checkpointing(config, tmp_path, stop=6))
+    other = tmp_path / "other"
+    data, features = preferences(config, ragged=True)
+    grid = FakeGrid(nodes_of(config, data, features, tmp_path / "nodes", 3))
+    fresh = connect(grid, config, other, groups=2, say=lambda _: None)
+    assert fresh.session.training != server.session.training
+    assert apart(fresh.train(method, config), expected) < 1e-9
+    files = list((tmp_path / "nodes").rglob("*.safetensors"))
+    assert files
+    assert all(len(list(f.parent.iterdir())) <= config.federation.rounds for f in files)
+
+
+def test_state_directories_do_not_grow(tmp_path: Path) -> None:
+    config = experiment(federation__rounds=12, output__checkpoint_every=2)
+    method, _ = reference(config)
+    server, _ = connected(config, tmp_path)
+    server.train(method, config)
+    per_user = [len(list(d.iterdir())) for d in (tmp_path / "nodes").glob("node-*/*")]
+    assert len(per_user) == config.federation.clients
+    assert max(per_user) <= 5  # the rounds that a restart can go back to, and one
+
+
+def damaged(change: Any) -> Tamper:
+    """Node 2's uploads are changed."""
+
+    def tamper(node: int, reply: Message) -> Message | None:
+        if node != 2 or reply.metadata.message_type != "train":
+            return reply
+        return change(reply)
+
+    return tamper
+
+
+def scaled(factor: float) -> Any:
+    def change(reply: Message) -> Message:
+        record = reply.content["arrays"]
+        for name, array in list(record.items()):
+            if name.startswith("theta."):
+                record[name] = type(array)(array.numpy() * factor)
+        return reply
+
+    return change
+
+
+def renamed(reply: Message) -> Message:
+    reply.content["arrays"]["log_pi"] = reply.content["arrays"]["counts"]
+    return reply
+
+
+def reshaped(reply: Message) -> Message:
+    array = reply.content["arrays"]["means"]
+    reply.content["arrays"]["means"] = type(array)(array.numpy()[:, :2].copy())
+    return reply
+
+
+def widened(reply: Message) -> Message:
+    array = reply.content["arrays"]["means"]
+    reply.content["arrays"]["means"] = type(array)(array.numpy().astype("float32"))
+    return reply
+
+
+def truncated(reply: Message) -> Message:
+    array = reply.content["arrays"]["means"]
+    reply.content["arrays"]["means"] = type(array)(array.dtype, array.shape, array.stype, array.data[:-4])
+    return reply
+
+
+def stranger(reply: Message) -> Message:
+    users = list(reply.content["reply"]["users"])
+    reply.content["reply"]["users"] = ["somebody-else", *users[1:]]
+    return reply
+
+
+FAULTS = {
+    "not a number": (scaled(float("nan")), "rejected"),
+    "infinite": (scaled(float("inf")), "rejected"),
+    "a huge norm": (scaled(1e9), "rejected"),
+    "an undeclared array": (renamed, "rejected"),
+    "a wrong shape": (reshaped, "rejected"),
+    "a wrong dtype": (widened, "rejected"),
+    "too few bytes": (truncated, "rejected"),
+    "somebody else's upload": (stranger, "rejected"),
+    "silence": (lambda reply: None, "silent"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_round_goes_on_without_an_unsound_client(fault: str, tmp_path: Path) -> None:
+    change, kind = FAULTS[fault]
+    config = experiment()
+    method, _ = reference(config)
+    server, _ = connected(config, tmp_path, tamper=damaged(change))
+    state = server.train(method, config)
+    assert state.server.round == config.federation.rounds
+    assert all(torch.isfinite(v).all() for v in state.server.theta.values())
+    assert server.faults.counts.keys() == {kind}
+    entries = [json.loads(line) for line in (tmp_path / "network" / "faults.jsonl").read_text().splitlines()]
+    mine = {f"{i:08d}" for i in range(1, config.federation.clients, 3)}
+    assert {e["node"] for e in entries} == {2}
+    assert {u for e in entries for u in e["users"]} <= mine
+    if kind == "rejected":
+        assert all(e["users"] and e["reason"] for e in entries)
+    never = [int(u) for u in mine]
+    assert bool((state.server.counts[never] == 0).all())
+
+
+def test_too_few_sound_uploads_end_the_training(tmp_path: Path) -> None:
+    config = experiment(network__min_clients=4, network__retries=2)
+    method, _ = reference(config)
+    server, grid = connected(config, tmp_path, tamper=damaged(lambda reply: None))
+    with pytest.raises(UserError, match=r"sound uploads after 3 attempts"):
+        server.train(method, config)
+    assert server.faults.counts["repeated"] == 2
+    # Who had sent a sound upload was not asked again.
+    asked = [node for node, kind in grid.log if kind == "train"]
+    assert asked.count(1) == 1
+    assert asked.count(2) == 3
+
+
+def test_a_lost_answer_is_asked_for_again_without_changing_the_result(tmp_path: Path) -> None:
+    config = experiment(network__min_clients=4)
+    method, expected = reference(config)
+    lost = iter([True, False] * 100)
+    server, _ = connected(config, tmp_path, tamper=damaged(lambda reply: None if next(lost) else reply))
+    assert apart(server.train(method, config), expected) < 1e-9
+    assert server.faults.counts["repeated"] > 0
+
+
+def test_a_node_that_leaves_and_comes_back(tmp_path: Path) -> None:
+    config = experiment(federation__rounds=9)
+    method, _ = reference(config)
+    server, grid = connected(config, tmp_path)
+
+    def callback(_: Any, state: TrainingState) -> None:
+        grid.absent = {2} if 3 <= state.server.round < 6 else set()
+
+    state = server.train(method, config, callback=callback)
+    assert state.server.round == 9
+    assert server.faults.counts.keys() == {"unreachable"}
+    assert len(server.nodes.held) == 3
+
+
+def test_too_few_nodes_and_unsupported_methods_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"network.wait: 3 nodes with 6 users"):
+        connected(experiment(network__min_nodes=4), tmp_path / "a")
+    for name in ("fedbiscuit", "fedpdpo", "local", "central-vpl", "oracle", "fedvpa-gp+labels"):
+        with pytest.raises(UserError, match=r"does not train over a network"):
+            connected(experiment(name), tmp_path / "b")
+
+
+def test_a_user_at_two_nodes_counts_once(tmp_path: Path) -> None:
+    config = experiment()
+    data, features = preferences(config, ragged=True)
+    nodes = nodes_of(config, data, features, tmp_path, 3)
+    twin = replace(nodes[0], state_dir=tmp_path / "twin")
+    server = connect(FakeGrid([*nodes, twin]), config, tmp_path, groups=2, say=lambda _: None)
+    assert server.faults.counts == {"claimed": 2}
+    method, expected = reference(config)
+    assert apart(server.train(method, config), expected) < 1e-9
+
+
+def test_nodes_with_another_model_say_so(tmp_path: Path) -> None:
+    config = experiment()
+    data, features = preferences(config, ragged=True)
+    nodes = nodes_of(config, data, features, tmp_path, 3)
+    wider = config.model_copy(update={"model": config.model.model_copy(update={"hidden_dim": 13})})
+    nodes[1] = replace(nodes[1], config=wider)
+    server = connect(FakeGrid(nodes), config, tmp_path, groups=2, say=lambda _: None)
+    method, _ = reference(config)
+    server.train(method, config)
+    assert server.faults.counts.keys() == {"failed"}
+    assert "another model" in (tmp_path / "network" / "faults.jsonl").read_text()
+
+
+def test_accuracy_of_the_clients_own_pairs(tmp_path: Path) -> None:
+    config = experiment(federation__rounds=30, federation__server_learning_rate=0.05)
+    method, _ = reference(config)
+    server, _ = connected(config, tmp_path)
+    accuracy = server.evaluate(method, server.train(method, config))
+    assert accuracy.keys() == {"amortised", "mixture"}
+    prepared = world(config, ragged=True)
+    state = rounds.train(method, config, prepared.clients)
+    from fedvpa.evaluation.protocol import make_panel, score_predictions
+
+    panel = make_panel(prepared.data, prepared.data.clients["seen"], config.seed, torch.float64)
+    predictor = method.predictor(state.server, prepared.pool)
+    users = predictor.infer(panel.context(config.federation.context_pairs), "mixture", panel.groups)
+    expected = score_predictions(panel, predictor.predict(users, panel.query)).values["accuracy"]
+    assert accuracy["mixture"] == pytest.approx(expected, abs=1e-6)
