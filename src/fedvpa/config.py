@@ -57,6 +57,7 @@ class DataConfig(_Section):
     )
     pairs_per_client: int = Field(16, ge=2, description="Training pairs that one client holds, at most.")
     label_noise: float = Field(0.0, ge=0.0, lt=0.5, description="Probability that a training label is exchanged.")
+    user_column: str = Field("user_id", min_length=1, description="jsonl: the column that names a row's user.")
     order: Literal["random", "chosen-first"] = Field(
         "random",
         description="Which response is a: random, or always the one that the user prefers, which gives labels away "

@@ -10,7 +10,7 @@ from fedvpa.config import DataConfig, FederationConfig
 from fedvpa.errors import UserError
 from fedvpa.preferences.jsonl import PreferenceRow
 from fedvpa.preferences.schema import Pair, as_prompt
-from fedvpa.preferences.users import federate, load_users
+from fedvpa.preferences.users import federate, load_users, pseudonym
 
 SIZES = FederationConfig(clients=100, unseen_clients=100, validation_clients=100)
 
@@ -139,7 +139,7 @@ def test_poor_users_and_doubtful_rows_are_left_out_with_a_count():
     rows += [row("u0", "question 0 of 0")]
     counts = Counter()
     made = federate(rows, DataConfig(), SIZES, 0, counts)
-    assert [c.client_id for c in made.clients["seen"]] == ["u0", "u1", "u2"]
+    assert [c.client_id for c in made.clients["seen"]] == sorted(["u0", "u1", "u2"], key=pseudonym)
     assert made.counts["users with fewer than 2 pairs"] == 2
     assert made.counts["contradictory pairs"] == 1
     assert made.counts["repeated rows"] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType, TracebackType
 
 
@@ -25,6 +26,8 @@ class Interrupted(Exception):
 class StopSignals:
     """While active, the first signal is noted in ``received``; a second one, or one after `final`, interrupts at once.
 
+    Outside the main thread (Flower's simulation) signals are the main thread's business, and nothing is done.
+
     Args:
         remedy: what `Interrupted` tells the user.
     """
@@ -34,7 +37,8 @@ class StopSignals:
         self._final = False
 
     def __enter__(self) -> StopSignals:
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        mine = threading.current_thread() is threading.main_thread()
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM) if mine}
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:

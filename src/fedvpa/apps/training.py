@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from fedvpa.config import ExperimentConfig
 from fedvpa.evaluation.experiment import (
     MethodRun,
     Prepared,
+    RoundCallback,
+    Trainer,
     encode,
     prepare,
     run_method,
@@ -31,12 +34,21 @@ from fedvpa.evaluation.result_files import plain, read_metrics, read_results, wr
 from fedvpa.evaluation.results import RoundRecord
 from fedvpa.federation import checkpoint
 from fedvpa.federation.rounds import RoundReport, TrainingState
+from fedvpa.federation.rounds import train as run_rounds
 from fedvpa.preferences.sources import load_preferences
 from fedvpa.selector import FORMAT, Parameters, Selector, SelectorInfo
 
+TrainerOf = Callable[[Prepared, Path], tuple[Trainer, Callable[[], tuple[str, ...]]]]
+"""Makes what runs the rounds, and what afterwards says the sentences that the report must show."""
 
-def train(config: ExperimentConfig, run: RunFolder, console: Console) -> dict[str, Any]:
+
+def train(
+    config: ExperimentConfig, run: RunFolder, console: Console, trainer_of: TrainerOf | None = None
+) -> dict[str, Any]:
     """Trains, measures and reports; returns the results as ``results.json`` holds them.
+
+    Args:
+        trainer_of: what runs the rounds, made in the run folder; None: the rounds are run here.
 
     Raises:
         UserError: bad data, a missing model, or a folder that cannot be written.
@@ -47,7 +59,9 @@ def train(config: ExperimentConfig, run: RunFolder, console: Console) -> dict[st
         return read_results(run.path / runs.RESULTS)
     prepared, notes = load(config)
     with runs.opened(run, config, "train") as folder:
-        measured, metrics = _train(config, prepared, folder, console)
+        trainer, said = (run_rounds, lambda: ()) if trainer_of is None else trainer_of(prepared, folder)
+        with recorded(config, folder, console) as record:
+            measured = run_method(prepared, config.method.name, record.state, record.on_round, record.seconds, trainer)
         if measured.training is None or not getattr(measured.method, "portable", True):
             text = f"{config.method.name} has no single selector to save; the results are all there is"
             console.print(text, highlight=False, soft_wrap=True)
@@ -55,9 +69,9 @@ def train(config: ExperimentConfig, run: RunFolder, console: Console) -> dict[st
             selector_of(config, prepared, measured)._save_pretrained(folder)
         figures = {config.method.name: measured.figures} if measured.figures else {}
         results = runs.combine(
-            config, prepared.data, notes, measured.rows, measured.scores, measured.switching, figures
+            config, prepared.data, (*notes, *said()), measured.rows, measured.scores, measured.switching, figures
         )
-        return runs.finish(folder, results, metrics, config)
+        return runs.finish(folder, results, record.log.records, config)
 
 
 def load(config: ExperimentConfig) -> tuple[Prepared, tuple[str, ...]]:
@@ -67,9 +81,24 @@ def load(config: ExperimentConfig) -> tuple[Prepared, tuple[str, ...]]:
     return prepare(config, data, features), features.report.notes
 
 
-def _train(
-    config: ExperimentConfig, prepared: Prepared, folder: Path, console: Console
-) -> tuple[MethodRun, list[dict[str, Any]]]:
+@dataclass
+class Recording:
+    """A training's checkpoints, metrics and progress.
+
+    Attributes:
+        state: the checkpoint to go on from, None at the beginning; seconds: of the rounds so far.
+        log: what ``metrics.jsonl`` holds; on_round: to be called after each round.
+    """
+
+    state: TrainingState | None
+    seconds: list[float]
+    log: _RoundLog
+    on_round: RoundCallback
+
+
+@contextlib.contextmanager
+def recorded(config: ExperimentConfig, folder: Path, console: Console) -> Iterator[Recording]:
+    """While open, rounds are written down in the run folder, and signals end the training after a round."""
     name, total = config.method.name, config.federation.rounds
     state, spent = _last_checkpoint(config, folder, console)
     log = _RoundLog(folder, config, 0 if state is None else state.server.round)
@@ -89,8 +118,7 @@ def _train(
                 stop.final()
             stop.check()
 
-        measured = run_method(prepared, name, state, on_round, spent)
-    return measured, log.records
+        yield Recording(state, spent, log, on_round)
 
 
 def _last_checkpoint(

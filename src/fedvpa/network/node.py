@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +35,6 @@ def check_method(config: ExperimentConfig) -> None:
     if reason is not None:
         problem = f"{name} does not train over a network: {reason}"
         raise UserError(problem, "choose fedvpa-gp, fedvpl, fedvpl+prior, fedvpl+ortho, vmtl or fedbt", field="method")
-
-
-def pseudonym(user_id: str) -> str:
-    """What the server calls a user: 16 hex digits of SHA-256. Whoever can guess an id can compute it."""
-    return hashlib.sha256(user_id.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,10 @@ class PreferenceRow(NamedTuple):
 
 
 def read_preference_rows(
-    path: str | Path, on_invalid: OnInvalid = "error", counts: Counter[str] | None = None
+    path: str | Path,
+    on_invalid: OnInvalid = "error",
+    counts: Counter[str] | None = None,
+    user_column: str = "user_id",
 ) -> list[PreferenceRow]:
     """Reads rows ``prompt, chosen, rejected, user_id[, group]``.
 
@@ -40,6 +43,7 @@ def read_preference_rows(
         path: a JSON Lines file, plain or gzipped.
         on_invalid: whether an invalid row is an error or is left out.
         counts: its ``invalid rows`` is raised by the rows left out.
+        user_column: the column that names the user.
 
     Raises:
         UserError: an unreadable file, an invalid row, no valid row, or a user in two groups.
@@ -47,7 +51,7 @@ def read_preference_rows(
     groups: dict[str, str | None] = {}
 
     def parse(row: Row, path: Path, line: int) -> PreferenceRow:
-        user = _user(row, path, line)
+        user = _user(row, user_column, path, line)
         group = None if row.get("group") is None else text_field(row, "group", path, line)
         prompt, chosen, rejected = preference_of(row, path, line)
         if groups.setdefault(user, group) != group:
@@ -210,8 +214,8 @@ def _messages(value: Any, field: str, path: Path, line: int) -> Prompt:
     return tuple(messages)
 
 
-def _user(row: Row, path: Path, line: int) -> str:
-    value = row.get("user_id")
+def _user(row: Row, column: str, path: Path, line: int) -> str:
+    value = row.get(column)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return text_field(row, "user_id", path, line)
+    return text_field(row, column, path, line)

@@ -43,7 +43,7 @@ def load_users(
                 "has no meaning for jsonl", "remove it; groups come from column 'group'", field=f"data.{key}"
             )
     counts: Counter[str] = Counter()
-    rows = read_preference_rows(data.path, data.on_invalid, counts)
+    rows = read_preference_rows(data.path, data.on_invalid, counts, data.user_column)
     return federate(rows, data, federation, seed, counts, data.path, context_pairs)
 
 
@@ -63,6 +63,9 @@ def federate(
     quarter of each user's prompts are for testing. A prompt lies in one split, whoever labelled it: test prompts are
     ``validation`` where only validation users have labelled them, and where they have labelled them among others
     in half of the cases.
+
+    The clients of a population are in the order of a hash of their names, as in a training over a network, where the
+    server knows no more of them than such a hash.
 
     Left out, with a count: repeated rows, contradictory rows (the same user for both responses), users with
     fewer than two pairs, users without a training pair, users beyond the numbers asked for. Users who never train
@@ -107,9 +110,16 @@ def federate(
         groups=groups,
         opposite=opposites(groups),
         group_labels=_group_labels(labels, names, groups, where),
-        clients={population: tuple(sorted(c, key=lambda c: c.client_id)) for population, c in clients.items()},
+        clients={
+            population: tuple(sorted(c, key=lambda c: pseudonym(c.client_id))) for population, c in clients.items()
+        },
         counts=dict(counts),
     )
+
+
+def pseudonym(user: str) -> str:
+    """16 hex digits of a user's name (SHA-256). Whoever can guess a name can compute it."""
+    return _rank(user)[:16]
 
 
 def _labels(rows: Iterable[PreferenceRow], counts: Counter[str]) -> dict[str, dict[Pair, int]]:

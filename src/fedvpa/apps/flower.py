@@ -1,0 +1,177 @@
+"""`flwr run`: the components that ``[tool.flwr.app.components]`` names, and how a run's configuration is read.
+
+The run config has four keys: ``experiment`` (a YAML file in the app's folder, or an absolute path), ``settings``
+(key=value, with spaces between, that replace the file's), ``out`` (the server's run folder) and ``data-from``:
+
+* ``experiment``: the server and every node read the experiment's data, a node takes its share of the training clients
+  (Flower's simulation, and trials). The server measures as `fedvpa train` does, and writes the same files.
+* ``nodes``: each SuperNode reads the file of its own users that its node config names. The server has no data; it
+  writes the selector, and the accuracy that the clients report about their held-out pairs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from rich.console import Console
+
+from fedvpa.apps.deployed import train_selector
+from fedvpa.apps.runs import CONFIG, check_folder
+from fedvpa.apps.training import train
+from fedvpa.backbone.encode import Features
+from fedvpa.config import ExperimentConfig, load_config
+from fedvpa.errors import UserError
+from fedvpa.evaluation.experiment import Prepared, Trainer, encode
+from fedvpa.federation.rounds import Callback, ClientData, TrainingState
+from fedvpa.methods.base import Method
+from fedvpa.network.client_app import client_app
+from fedvpa.network.node import Node, check_method
+from fedvpa.network.server_app import Server, connect
+from fedvpa.preferences.schema import FederatedPreferences
+from fedvpa.preferences.sources import load_preferences
+from fedvpa.preferences.users import pseudonym
+
+SOURCES = ("experiment", "nodes")
+NODE_KEYS = ("data.path", "data.user_column", "state-dir", "partition-id", "num-partitions")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """A run config, read.
+
+    Attributes:
+        config: the experiment; out: the server's run folder; data_from: one of `SOURCES`.
+    """
+
+    config: ExperimentConfig
+    out: Path
+    data_from: str
+
+
+def read_run_config(values: Mapping[str, Any]) -> RunSettings:
+    """What `flwr run` hands to both ends.
+
+    Raises:
+        UserError: a missing or unknown key, or an experiment that cannot be read.
+    """
+    keys = ("experiment", "settings", "out", "data-from")
+    for key in keys:
+        if key not in values:
+            raise UserError("missing", "write it under [tool.flwr.app.config]", field=key)
+    if values["data-from"] not in SOURCES:
+        problem = f"unknown value {values['data-from']!r}"
+        raise UserError(problem, f"choose from {', '.join(SOURCES)}", field="data-from")
+    config = load_config(find_experiment(str(values["experiment"])), str(values["settings"]).split())
+    return RunSettings(config, Path(str(values["out"])), str(values["data-from"]))
+
+
+def find_experiment(name: str) -> Path:
+    """The experiment's file: an absolute path, or one in the app's folder, which Flower puts on ``sys.path``."""
+    for folder in sys.path:
+        if (Path(folder) / name).is_file():
+            return Path(folder) / name
+    return Path(name)
+
+
+# Client ----------------------------------------------------------------------------------------------------------
+
+
+def open_node(context: Context) -> Node:
+    """The users of this node.
+
+    Raises:
+        UserError: a node config that does not say where the data is, or data that cannot be used.
+    """
+    settings, given = read_run_config(context.run_config), context.node_config
+    unknown = sorted(set(given) - set(NODE_KEYS))
+    if unknown:
+        raise UserError("unknown key of the node config", f"known are {', '.join(NODE_KEYS)}", field=unknown[0])
+    if settings.data_from == "experiment":
+        share, shares = (int(str(given.get(key, -1))) for key in ("partition-id", "num-partitions"))
+        if not 0 <= share < shares:
+            raise UserError("is missing", "give partition-id and num-partitions, from 0", field="partition-id")
+        state = Path(str(given.get("state-dir", settings.out / "network" / "private" / f"node-{share}")))
+        return _share(settings.config, share, shares, state)
+    for key in ("data.path", "state-dir"):
+        if key not in given:
+            raise UserError("is missing", "add it to --node-config", field=key)
+    return _own(settings.config, given)
+
+
+def _share(config: ExperimentConfig, share: int, shares: int, state: Path) -> Node:
+    """Every `shares`-th training client of the experiment, under its position's name."""
+    data, features = _experiment_data(config.model_dump_json())
+    mine = range(share, len(data.clients["seen"]), shares)
+    names = tuple(f"{i:08d}" for i in mine)
+    return Node(config, names, tuple(data.clients["seen"][i] for i in mine), data, features, state)
+
+
+@lru_cache(maxsize=1)
+def _experiment_data(config_json: str) -> tuple[FederatedPreferences, Features]:
+    """Once per process: a simulation's worker answers for many nodes."""
+    config = ExperimentConfig.model_validate_json(config_json)
+    data = load_preferences(config)
+    return data, encode(config, data, progress=False)
+
+
+def _own(config: ExperimentConfig, given: Mapping[str, Any]) -> Node:
+    """All users of the node's own file; every one of them trains."""
+    changes = {"name": "jsonl", "path": str(given["data.path"])}
+    if "data.user_column" in given:
+        changes["user_column"] = str(given["data.user_column"])
+    everybody = {"clients": 10**9, "unseen_clients": 0, "validation_clients": 0}
+    config = config.model_copy(
+        update={
+            "data": config.data.model_copy(update=changes),
+            "federation": config.federation.model_copy(update=everybody),
+        }
+    )
+    data, features = _experiment_data(config.model_dump_json())
+    clients = data.clients["seen"]
+    names = tuple(pseudonym(c.client_id) for c in clients)
+    return Node(config, names, clients, data, features, Path(str(given["state-dir"])))
+
+
+# Server ----------------------------------------------------------------------------------------------------------
+
+server = ServerApp()
+client = client_app(open_node)
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
+    """Trains, or goes on with the unfinished run in the folder."""
+    settings, console = read_run_config(context.run_config), Console(stderr=True, force_terminal=False)
+    config, out = settings.config, settings.out
+    check_method(config)
+    run = check_folder(out, config, "train", resume=(out / CONFIG).is_file())
+    if settings.data_from == "nodes":
+        train_selector(config, run, console, grid)
+    else:
+        train(config, run, console, lambda prepared, folder: _over(grid, prepared, folder))
+    print(f"trained: {out.resolve()}", flush=True)
+
+
+def _over(grid: Grid, prepared: Prepared, folder: Path) -> tuple[Trainer, Any]:
+    """Rounds over the grid, for an experiment whose data the server has too."""
+    servers: list[Server] = []
+
+    def trainer(
+        method: Method,
+        config: ExperimentConfig,
+        data: ClientData,
+        state: TrainingState | None,
+        callback: Callback | None,
+    ) -> TrainingState:
+        begin = 0 if state is None else state.server.round
+        servers.append(connect(grid, config, folder, begin, len(data), len(prepared.data.groups)))
+        return servers[0].train(method, config, data, state, callback)
+
+    return trainer, lambda: servers[0].faults.notes()
