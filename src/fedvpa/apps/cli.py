@@ -255,7 +255,7 @@ def score(
 def encode(config: Config, overrides: Overrides = None, as_json: Json = None) -> None:
     """Compute the features that a configuration needs, ahead of time, into the cache."""
     settings = load_config(config, overrides or ())
-    from fedvpa.evaluation.experiment import encode as run
+    from fedvpa.evaluation.encoding import encode as run
     from fedvpa.preferences.sources import load_preferences
 
     report = run(settings, load_preferences(settings)).report
@@ -319,6 +319,34 @@ def doctor(as_json: Json = None) -> None:
         _write_json(as_json, [f._asdict() for f in findings])
     if any(f.state == "missing" for f in findings):
         raise typer.Exit(1)
+
+
+deploying = typer.Typer(help="Train on data that stays where it is, over a network.")
+app.add_typer(deploying, name="deploy")
+
+
+@deploying.command(
+    epilog=_examples(
+        "fedvpa deploy init trial --nodes 3",
+        "fedvpa deploy init ours --nodes 12 --host ml.example.org --config configs/jsonl.yaml",
+    )
+)
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new folder.", metavar="DIR")],
+    nodes: Annotated[int, typer.Option(min=1, max=10_000, help="Data holders (SuperNodes).")] = 3,
+    host: Annotated[
+        list[str] | None, typer.Option(help="Name or address of the server; may be given again.", show_default=False)
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The server's port.")] = 8000,
+    config: Annotated[Path | None, typer.Option(help="The experiment; by default a short one.")] = None,
+) -> None:
+    """Write a folder with all that a server and its data holders need: app, certificates, keys and commands."""
+    try:
+        from fedvpa.apps.deploy import init as write
+    except ModuleNotFoundError as e:
+        raise UserError(f"{e.name} is not installed", 'pip install "fedvpa[flower]"') from None
+    write(folder, nodes, tuple(host or ("localhost",)), port, config)
+    Console(soft_wrap=True).print(f"{folder / 'README.md'} says how to go on", highlight=False)
 
 
 @app.command(epilog=_examples("fedvpa report runs/first"))

@@ -15,10 +15,9 @@ from fedvpa.apps.training import recorded
 from fedvpa.backbone.encode import Backbone
 from fedvpa.backbone.models import cache_dir
 from fedvpa.config import ExperimentConfig
-from fedvpa.evaluation.experiment import torch_dtype
 from fedvpa.evaluation.result_files import write_text
 from fedvpa.federation.rounds import RoundReport, TrainingState
-from fedvpa.methods.base import Method, Setup
+from fedvpa.methods.base import Method, Setup, torch_dtype
 from fedvpa.methods.registry import CLASSES
 from fedvpa.network.server_app import Server, connect
 from fedvpa.selector import FORMAT, Parameters, Selector, SelectorInfo

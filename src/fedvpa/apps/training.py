@@ -21,12 +21,12 @@ from fedvpa.apps.stopping import StopSignals
 from fedvpa.backbone.encode import Backbone
 from fedvpa.backbone.models import cache_dir
 from fedvpa.config import ExperimentConfig
+from fedvpa.evaluation.encoding import encode
 from fedvpa.evaluation.experiment import (
     MethodRun,
     Prepared,
     RoundCallback,
     Trainer,
-    encode,
     prepare,
     run_method,
 )

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from fedvpa.backbone.encode import Backbone, Features
-from fedvpa.backbone.models import cache_dir
+from fedvpa.backbone.encode import Features
 from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
 from fedvpa.evaluation import diagnostics
 from fedvpa.evaluation.compare import PairScores
+from fedvpa.evaluation.encoding import encode
 from fedvpa.evaluation.protocol import Panel, make_panel, measure, measure_leaking, score_predictions
 from fedvpa.federation.moments import Standardizer, client_moments, combine
 from fedvpa.federation.rounds import Callback, ClientData, RoundReport, TrainingState, start, train
-from fedvpa.methods.base import Method, Pool, Predictor, Setup
+from fedvpa.methods.base import Method, Pool, Predictor, Setup, torch_dtype
 from fedvpa.methods.fedbt import CommonPredictor
 from fedvpa.methods.fedpdpo import HeadPredictor
 from fedvpa.methods.fedvpa_gp import LatentPredictor
@@ -81,20 +81,6 @@ class Prepared:
 def clusters_of(config: ExperimentConfig, clients: int, groups: int = 0) -> int:
     """M: as configured, else the number of true groups where it is known."""
     return min(config.method.prototypes or groups or DEFAULT_CLUSTERS, clients)
-
-
-def encode(config: ExperimentConfig, data: FederatedPreferences, progress: bool = True) -> Features:
-    """Features of all pairs, from the cache where they are there."""
-    backbone = Backbone(config.backbone, cache_dir(config), config.federation.device)
-    try:
-        return backbone.encode_pairs(data.pairs, progress)
-    finally:
-        backbone.close()
-
-
-def torch_dtype(config: ExperimentConfig) -> torch.dtype:
-    """The precision of training."""
-    return torch.float32 if config.federation.dtype == "float32" else torch.float64
 
 
 def prepare(

@@ -332,6 +332,11 @@ class Setup:
     groups: Tensor | None = None
 
 
+def torch_dtype(config: ExperimentConfig) -> torch.dtype:
+    """The precision of training."""
+    return torch.float32 if config.federation.dtype == "float32" else torch.float64
+
+
 def select(users: Particles, order: Tensor) -> Particles:
     """Particles of the users at positions `order`."""
     return Particles(users.z[order], users.log_weights[order])

@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 
 Balance = Literal["equal", "bounded", "none"]
@@ -83,6 +82,8 @@ def balanced_kmeans(
         means: (users, dim), users >= clusters.
         start: (clusters, dim) centroids of the round before.
     """
+    from sklearn.cluster import kmeans_plusplus  # takes two seconds; a client in a process of its own never clusters
+
     x = means.double().cpu().numpy()
     low, high = size_bounds(len(x), clusters, balance)
     seed = int(torch.randint(2**31 - 1, (), generator=generator))

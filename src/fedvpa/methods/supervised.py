@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from fedvpa.methods.base import Pool
@@ -33,6 +32,8 @@ def linear_bradley_terry(pool: Pool, data: Labelled, inverse_decay: float) -> Te
 
     Each pair enters in both orders, so that the model is antisymmetric and both classes are there.
     """
+    from sklearn.linear_model import LogisticRegression  # takes two seconds, which no federated client needs to wait
+
     x = (pool.x[data.index, 0] - pool.x[data.index, 1]).double().cpu().numpy()
     y = data.y.cpu().numpy()
     model = LogisticRegression(C=inverse_decay, fit_intercept=False, max_iter=300, tol=1e-4)

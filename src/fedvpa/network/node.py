@@ -12,10 +12,9 @@ from torch import Tensor
 from fedvpa.backbone.encode import Features
 from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
-from fedvpa.evaluation.experiment import torch_dtype
 from fedvpa.federation.moments import Moments, Standardizer, client_moments
 from fedvpa.federation.rounds import ClientData
-from fedvpa.methods.base import Method, Pool, Setup
+from fedvpa.methods.base import Method, Pool, Setup, torch_dtype
 from fedvpa.methods.registry import CLASSES
 from fedvpa.preferences.schema import Client, FederatedPreferences, LabelledPairs
 

@@ -1,4 +1,6 @@
-"""`flwr run`: the components that ``[tool.flwr.app.components]`` names, and how a run's configuration is read.
+"""`flwr run`, the client's component, and how a run's configuration is read.
+
+It imports little, since a SuperNode starts a process for each message.
 
 The run config has four keys: ``experiment`` (a YAML file in the app's folder, or an absolute path), ``settings``
 (key=value, with spaces between, that replace the file's), ``out`` (the server's run folder) and ``data-from``:
@@ -19,21 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
-from flwr.serverapp import Grid, ServerApp
-from rich.console import Console
 
-from fedvpa.apps.deployed import train_selector
-from fedvpa.apps.runs import CONFIG, check_folder
-from fedvpa.apps.training import train
 from fedvpa.backbone.encode import Features
 from fedvpa.config import ExperimentConfig, load_config
 from fedvpa.errors import UserError
-from fedvpa.evaluation.experiment import Prepared, Trainer, encode
-from fedvpa.federation.rounds import Callback, ClientData, TrainingState
-from fedvpa.methods.base import Method
+from fedvpa.evaluation.encoding import encode
 from fedvpa.network.client_app import client_app
-from fedvpa.network.node import Node, check_method
-from fedvpa.network.server_app import Server, connect
+from fedvpa.network.node import Node
 from fedvpa.preferences.schema import FederatedPreferences
 from fedvpa.preferences.sources import load_preferences
 from fedvpa.preferences.users import pseudonym
@@ -78,9 +72,6 @@ def find_experiment(name: str) -> Path:
         if (Path(folder) / name).is_file():
             return Path(folder) / name
     return Path(name)
-
-
-# Client ----------------------------------------------------------------------------------------------------------
 
 
 def open_node(context: Context) -> Node:
@@ -139,39 +130,4 @@ def _own(config: ExperimentConfig, given: Mapping[str, Any]) -> Node:
     return Node(config, names, clients, data, features, Path(str(given["state-dir"])))
 
 
-# Server ----------------------------------------------------------------------------------------------------------
-
-server = ServerApp()
 client = client_app(open_node)
-
-
-@server.main()
-def main(grid: Grid, context: Context) -> None:
-    """Trains, or goes on with the unfinished run in the folder."""
-    settings, console = read_run_config(context.run_config), Console(stderr=True, force_terminal=False)
-    config, out = settings.config, settings.out
-    check_method(config)
-    run = check_folder(out, config, "train", resume=(out / CONFIG).is_file())
-    if settings.data_from == "nodes":
-        train_selector(config, run, console, grid)
-    else:
-        train(config, run, console, lambda prepared, folder: _over(grid, prepared, folder))
-    print(f"trained: {out.resolve()}", flush=True)
-
-
-def _over(grid: Grid, prepared: Prepared, folder: Path) -> tuple[Trainer, Any]:
-    """Rounds over the grid, for an experiment whose data the server has too."""
-    servers: list[Server] = []
-
-    def trainer(
-        method: Method,
-        config: ExperimentConfig,
-        data: ClientData,
-        state: TrainingState | None,
-        callback: Callback | None,
-    ) -> TrainingState:
-        begin = 0 if state is None else state.server.round
-        servers.append(connect(grid, config, folder, begin, len(data), len(prepared.data.groups)))
-        return servers[0].train(method, config, data, state, callback)
-
-    return trainer, lambda: servers[0].faults.notes()
