@@ -1,0 +1,239 @@
+"""A deployment as `fedvpa deploy init` writes it, in real processes on loopback, with TLS and SuperNode authentication.
+
+One story, since starting processes is what takes the time: a stranger is refused, the SuperLink is killed and comes
+back, the result is that of the vectorised engine; then a SuperNode is killed in mid-round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from fedvpa.apps.cli import main
+from fedvpa.apps.deploy import _write_node_key
+from fedvpa.evaluation.result_files import read_metrics
+from fedvpa.federation import checkpoint
+from fedvpa.selector import Selector
+
+pytestmark = pytest.mark.slow
+ROUNDS, NODES = 3, 3
+PATIENCE = 300
+"""Seconds; a round takes about four on a quiet machine, since every message starts a process at its node."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody uses, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [int(s.getsockname()[1]) for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def wait_for(what: Callable[[], object], why: Callable[[], str]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < end, why()
+        time.sleep(0.2)
+
+
+class Deployment:
+    """The folder, its processes, and how they are ended: also those that Flower started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port, *others = free_ports(3 + NODES + 1)
+        self.legacy, self.node_ports = others[:2], others[2:]
+
+    def environment(self, **more: object) -> dict[str, str]:
+        binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        fixed = {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "PATH": binaries, "HOME": str(self.folder)}
+        return {**os.environ, **fixed, **{k: str(v) for k, v in more.items()}}
+
+    def start(self, script: str, log: str, **environment: object) -> subprocess.Popen[bytes]:
+        with (self.folder / log).open("ab") as f:
+            return subprocess.Popen(
+                [self.folder / script], stdout=f, stderr=f, env=self.environment(**environment), start_new_session=True
+            )
+
+    def superlink(self) -> subprocess.Popen[bytes]:
+        old = dict(zip(("FLEET_PORT", "CONTROL_PORT"), self.legacy, strict=True))
+        process = self.start("server/superlink.sh", "superlink.log", BIND="127.0.0.1", PORT=self.port, **old)
+        wait_for(self.listening, lambda: self.log("superlink.log"))
+        return process
+
+    def listening(self) -> bool:
+        with socket.socket() as s:
+            return s.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def supernode(self, name: str, place: int) -> subprocess.Popen[bytes]:
+        return self.start(
+            f"{name}/supernode.sh", f"{name}.log", CALL=f"127.0.0.1:{self.port}", PORT=self.node_ports[place]
+        )
+
+    def command(self, script: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [self.folder / script, *arguments],
+            env=self.environment(PORT=self.port),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr + self.log("superlink.log")
+        return done.stdout
+
+    def log(self, name: str) -> str:
+        path = self.folder / name
+        return path.read_text(errors="replace")[-4000:] if path.exists() else f"{name} was not written"
+
+    def rounds(self, run: str) -> int:
+        path = self.folder / "server" / run / "metrics.jsonl"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def processes(self, name: str = "") -> list[psutil.Process]:
+        """Those that this deployment started, known by their environment; of one `name` only."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                mine = process.environ().get("HOME") == str(self.folder)
+                if mine and name in " ".join(process.cmdline()):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                continue
+        return found
+
+    def kill(self, part: str) -> None:
+        """kill -9 for all processes of a folder: a machine that goes down."""
+        home = str(self.folder / part / "flwr")
+        for process in self.processes():
+            if process.environ().get("FLWR_HOME") == home:
+                process.kill()
+
+    def end(self) -> None:
+        for _ in range(50):
+            left = self.processes()
+            if not left:
+                return
+            for process in left:
+                process.kill()
+            time.sleep(0.1)
+        pytest.fail(f"not ended: {left}")
+
+
+def rows(place: int) -> list[str]:
+    """Three users whose prompts nobody at another place has seen."""
+    lines = []
+    for user in range(NODES * place, NODES * place + 3):
+        for k in range(10):
+            number = (7 * user + k) % 30
+            long, short = f"Answer {number}, at some length and with care.", f"No {number}."
+            chosen, rejected = (long, short) if user % 2 else (short, long)
+            row = {"user_id": f"u{user}", "prompt": f"Question {number} of place {place}?"}
+            lines.append(json.dumps({**row, "chosen": chosen, "rejected": rejected}))
+    return lines
+
+
+@pytest.fixture(scope="module")
+def deployment(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    folder = tmp_path_factory.mktemp("deployment")
+    tree = yaml.safe_load(experiment.read_text())
+    tree["federation"] |= {"rounds": ROUNDS, "sampled_clients": 6, "dtype": "float64"}
+    tree["method"] |= {"prior_start": 0.25, "ortho_start": 0.25}
+    tree["network"] = {"min_nodes": NODES, "timeout": 120}
+    tree["output"] |= {"checkpoint_every": 1}
+    (folder / "ours.yaml").write_text(yaml.safe_dump(tree))
+    given = ["--nodes", str(NODES), "--host", "127.0.0.1", "--config", str(folder / "ours.yaml")]
+    assert main(["deploy", "init", str(folder / "trial"), *given]) == 0
+    made = Deployment(folder / "trial")
+    for place in range(1, NODES + 1):
+        (made.folder / f"node-{place}" / "data.jsonl").write_text("\n".join(rows(place)) + "\n")
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+def test_a_deployment(deployment: Deployment, tmp_path: Path) -> None:
+    superlink = deployment.superlink()
+    assert deployment.command("server/register.sh").count("registered") == NODES
+    for place in range(1, NODES + 1):
+        deployment.supernode(f"node-{place}", place - 1)
+    stranger_is_refused(deployment)
+    assert "Successfully started" in deployment.command("server/run.sh")
+    wait_for(lambda: deployment.rounds("run") >= 1, lambda: deployment.log("superlink.log"))
+    deployment.kill("server")
+    assert superlink.wait(timeout=10) == -signal.SIGKILL
+    assert not (deployment.folder / "server/run/deployment.json").exists()
+
+    deployment.superlink()
+    deployment.command("server/run.sh")
+    wait_for((deployment.folder / "server/run/deployment.json").exists, lambda: deployment.log("superlink.log"))
+    is_the_vectorised_result(deployment, tmp_path)
+    a_supernode_is_killed_in_mid_round(deployment)
+
+
+def stranger_is_refused(deployment: Deployment) -> None:
+    """A SuperNode with a key that was not registered."""
+    stranger = deployment.folder / "stranger"
+    shutil.copytree(deployment.folder / "node-1", stranger, ignore=shutil.ignore_patterns("key", "state", "flwr"))
+    _write_node_key(stranger / "key", stranger / "key.pub")
+    process = deployment.supernode("stranger", NODES)
+    wait_for(lambda: process.poll() is not None, lambda: deployment.log("stranger.log"))
+    assert process.returncode != 0
+    assert "SuperNode ID" not in deployment.log("stranger.log")
+
+
+def is_the_vectorised_result(deployment: Deployment, tmp_path: Path) -> None:
+    """Although the server was killed in between."""
+    run = deployment.folder / "server/run"
+    summary = json.loads((run / "deployment.json").read_text())
+    assert (summary["users"], summary["nodes"], summary["rounds"]) == (3 * NODES, NODES, ROUNDS)
+    assert [r["round"] for r in read_metrics(run / "metrics.jsonl")] == list(range(1, ROUNDS + 1))
+    everything = tmp_path / "all.jsonl"
+    everything.write_text("\n".join(line for place in range(1, NODES + 1) for line in rows(place)) + "\n")
+    settings = (f"data.path={everything}", "federation.unseen_clients=0", "federation.validation_clients=0")
+    config, out = deployment.folder / "app/experiment.yaml", tmp_path / "vectorised"
+    assert main(["train", str(config), *settings, "federation.clients=9", "--out", str(out)]) == 0
+    found, expected = (checkpoint.load(folder / "checkpoints") for folder in (run, out))
+    assert found is not None
+    assert expected is not None
+    one, two = found[0].server, expected[0].server
+    assert one.round == two.round == ROUNDS
+    assert one.clustered
+    for name, value in {**two.theta, "means": two.means, "variances": two.variances}.items():
+        mine = {**one.theta, "means": one.means, "variances": one.variances}[name]
+        assert float((mine - value).abs().max()) < 1e-9, name
+    selector = Selector.from_pretrained(run)
+    user = selector.infer_user([json.loads(line) for line in rows(1)[:4]])
+    assert 0 < selector.prefer("Question 3?", "Answer 3, at length.", "No 3.", user) < 1
+
+
+def a_supernode_is_killed_in_mid_round(deployment: Deployment) -> None:
+    overrides = 'out="second" settings="network.timeout=45 federation.sampled_clients=8 federation.rounds=2"'
+    deployment.command("server/run.sh", "--run-config", overrides)
+    wait_for(lambda: deployment.rounds("second") >= 1, lambda: deployment.log("superlink.log"))
+    mine = str(deployment.folder / "node-2")
+    working = lambda: [p for p in deployment.processes("flwr-clientapp") if mine in p.environ().get("FLWR_HOME", "")]  # noqa: E731
+    wait_for(working, lambda: deployment.log("node-2.log"))
+    deployment.kill("node-2")
+    summary = deployment.folder / "server/second/deployment.json"
+    wait_for(summary.exists, lambda: deployment.log("superlink.log"))
+    faults = json.loads(summary.read_text())["faults"]
+    assert set(faults) <= {"silent", "failed", "unreachable"}
+    assert sum(faults.values()) > 0
+    assert deployment.rounds("second") == 2
