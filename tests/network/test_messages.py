@@ -1,0 +1,109 @@
+"""What may leave a client: the declared rows pass unchanged, everything else is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedvpa.config import NetworkConfig
+from fedvpa.methods.base import Upload
+from fedvpa.network import messages
+from fedvpa.network.messages import Field, Refusal, Reply
+
+THETA = {"g.weight": torch.zeros(3, 2), "alpha": torch.zeros(())}
+LIMITS = NetworkConfig(max_update_norm=10, max_posterior_norm=5)
+FIELDS = messages.upload_fields(THETA, 4, ("loss",), LIMITS)
+USERS = ("ada", "bob", "cyd")
+
+
+def upload(seed: int = 0, users: int = 3) -> Upload:
+    g = torch.Generator().manual_seed(seed)
+    theta = {k: torch.randn(users, *v.shape, generator=g) for k, v in THETA.items()}
+    means, variances = torch.randn(users, 4, generator=g), torch.rand(users, 4, generator=g)
+    loss = torch.rand(users, generator=g)
+    return Upload(torch.arange(users), theta, means, variances, torch.full((users,), 7), {"loss": loss})
+
+
+@given(st.integers(0, 1000), st.integers(0, 3))
+def test_an_upload_arrives_as_it_was(seed: int, users: int) -> None:
+    sent = upload(seed, users)
+    content = messages.write_reply(Reply(USERS[:users], messages.upload_arrays(sent), {}), FIELDS, {})
+    reply = messages.read_reply(content, FIELDS, USERS)
+    found = messages.as_upload(reply.arrays, sent.ids)
+    assert reply.users == USERS[:users]
+    assert not messages.upload_problems(reply.arrays, FIELDS, THETA, LIMITS)
+    for name, value in {**sent.theta, "m": sent.means, "v": sent.variances, "c": sent.counts}.items():
+        other = {**found.theta, "m": found.means, "v": found.variances, "c": found.counts}[name]
+        assert torch.equal(other, value)
+    assert torch.equal(found.metrics["loss"], sent.metrics["loss"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("means", math.nan, "means is not finite"),
+        ("means", 100.0, "means has a norm above 5"),
+        ("variances", -1.0, "variances is below 0"),
+        ("variances", 1e9, "variances is above 25"),
+        ("counts", 0, "counts is below 1"),
+        ("metrics.loss", math.inf, "metrics.loss is not finite"),
+        ("theta.alpha", math.nan, "theta.alpha is not finite"),
+        ("theta.g.weight", 100.0, "network.max_update_norm"),
+    ],
+)
+def test_a_bad_row_is_held_back_and_no_other(name: str, value: float, reason: str) -> None:
+    arrays = messages.upload_arrays(upload())
+    arrays[name] = arrays[name].clone()
+    arrays[name][1] = value
+    bad = messages.upload_problems(arrays, FIELDS, THETA, LIMITS)
+    assert list(bad) == [1]
+    assert reason in bad[1]
+    reply = messages.read_reply(messages.write_reply(Reply(USERS, arrays, {}), FIELDS, bad), FIELDS, USERS)
+    assert reply.users == ("ada", "cyd")
+    assert reply.refused.keys() == {"bob"}
+    assert torch.equal(reply.arrays["means"], arrays["means"][[0, 2]])
+
+
+@pytest.mark.parametrize("extra", ["log_pi", "theta.selector.common", "texts"])
+def test_nothing_undeclared_is_sent(extra: str) -> None:
+    arrays = {**messages.upload_arrays(upload()), extra: torch.zeros(3)}
+    with pytest.raises(Refusal, match=f"{extra} is not declared"):
+        messages.write_reply(Reply(USERS, arrays, {}), FIELDS, {})
+    arrays = messages.upload_arrays(upload())
+    del arrays["counts"]
+    with pytest.raises(Refusal, match="counts is missing"):
+        messages.write_reply(Reply(USERS, arrays, {}), FIELDS, {})
+
+
+def test_the_size_is_checked_before_anything_is_decoded() -> None:
+    """An array that claims to be small and brings a megabyte, or claims to be another kind of file."""
+    good = messages.write_arrays({"x": torch.zeros(3, 2)})["x"]
+    field = {"x": Field((2,), torch.float32)}
+    for data, stype, reason in [
+        (good.data + b"\0" * 2**20, good.stype, "another size"),
+        (b"\x93NUMPY" + b"\0" * 40, good.stype, "cannot be decoded"),
+        (good.data, "pickle", "another size"),
+    ]:
+        record = ArrayRecord({"x": type(good)(good.dtype, good.shape, stype, data)})
+        with pytest.raises(Refusal, match=reason):
+            messages.read_arrays(record, field, 3)
+    assert torch.equal(messages.read_arrays(ArrayRecord({"x": good}), field, 3)["x"], torch.zeros(3, 2))
+
+
+def test_other_records_and_protocols_are_refused() -> None:
+    content = messages.write_reply(Reply(USERS, messages.upload_arrays(upload()), {}), FIELDS, {})
+    with pytest.raises(Refusal, match="users who were not asked"):
+        messages.read_reply(content, FIELDS, USERS[:2])
+    content["reply"]["protocol"] = 99
+    with pytest.raises(Refusal, match="another protocol"):
+        messages.read_reply(content, FIELDS, USERS)
+    content["more"] = ConfigRecord({"prompt": "What shall I do?"})
+    with pytest.raises(Refusal, match="other records"):
+        messages.read_reply(content, FIELDS, USERS)
+    with pytest.raises(Refusal, match="other records"):
+        messages.read_reply(RecordDict(), FIELDS, USERS)
