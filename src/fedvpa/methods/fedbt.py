@@ -18,6 +18,7 @@ from fedvpa.methods.base import (
     ServerState,
     Setup,
     Upload,
+    descend,
     drop_features,
     local_optimizer,
     stack_theta,
@@ -89,9 +90,7 @@ class FedBT:
                 part = batch.take(noise.rank[:, step].argsort(-1)[:, : f.batch_pairs])
             part = drop_features(part, noise.keep[:, step])
             loss = bradley_terry(theta, difference(theta, part.x), part.base_logit, part.y, part.mask)
-            optimizer.zero_grad()
-            loss.sum().backward()
-            optimizer.step()
+            descend(loss, optimizer)
         none = batch.y.new_zeros(len(batch.ids), 0)
         metrics = {"loss": loss.detach(), "reconstruction": loss.detach()}
         return Upload(batch.ids, {k: v.detach() for k, v in theta.items()}, none, none, batch.counts, metrics), private
