@@ -351,17 +351,27 @@ def local_optimizer(
         private_rate: SGD's learning rate for the private state, which is on another scale than the parameters.
     """
     f = config.federation
-    decayed = [p for name, p in theta.items() if name.endswith("weight")]
-    plain = [p for name, p in theta.items() if not name.endswith("weight")]
-    groups = [
-        {"params": decayed, "weight_decay": f.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-        {"params": list((private or {}).values()), "weight_decay": 0.0},
+    decay = {name: f.weight_decay if name.endswith("weight") else 0.0 for name in theta}
+    # One group per decay: a group is one call of the fused kernel, with a fixed cost per step.
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in theta.items() if decay[name] == d], "weight_decay": d}
+        for d in sorted(set(decay.values()))
     ]
+    own = list((private or {}).values())
     if f.local_optimizer == "sgd":
-        groups[2]["lr"] = private_rate
+        groups.append({"params": own, "weight_decay": 0.0, "lr": private_rate})
         return torch.optim.SGD(groups, lr=f.learning_rate, fused=True)
+    groups[0]["params"] += own
     return torch.optim.AdamW(groups, lr=f.learning_rate, fused=True)
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One step of every client on its own loss, (K,) or a scalar: no parameter is shared between two of them."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = None
+    loss.backward(torch.ones_like(loss))
+    optimizer.step()
 
 
 def stack_theta(theta: Theta, clients: int) -> Theta:

@@ -22,6 +22,7 @@ from fedvpa.methods.base import (
     ServerState,
     Setup,
     Upload,
+    descend,
     drop_features,
     local_optimizer,
     log_counts,
@@ -219,7 +220,10 @@ class FedVPAGP:
         x = self.experts(theta, d, batch.y)
         q = self.pool(x, context)
         z = gaussian.sample(q, normal)
-        fit = objective.reconstruction(score(theta, d, z, batch.base_logit), batch.y, query)
+        # One product scores the pairs under the samples and, where in use, under the prototypes.
+        latents = torch.cat([z, theta["prototypes"]], -2) if download.ortho_active else z
+        scores = score(theta, d, latents, batch.base_logit)
+        fit = objective.reconstruction(scores[..., : z.shape[-2], :], batch.y, query)
         zero = torch.zeros_like(fit)
         notes = {"mean_norm": q.mean.detach().norm(dim=-1), "effective_components": zero}
 
@@ -237,7 +241,7 @@ class FedVPAGP:
             apart = prototypes.separation(theta["prototypes"], m.kappa, m.ortho)
             to_own = prototypes.pull(q.mean, z, theta["prototypes"], label.clamp(min=0), m.kappa, m.ortho)
             ortho = torch.where(label >= 0, to_own, 0.0) + m.gamma * apart
-            logits = score(theta, d, theta["prototypes"], batch.base_logit)
+            logits = scores[..., z.shape[-2] :, :]
             log_r = objective.responsibilities(logits, batch.y, context, download.shares.log())
             if m.expert_evidence > 0:
                 evidence = inference.expert_evidence(x, theta["prototypes"], context)
@@ -314,9 +318,7 @@ class FedVPAGP:
                 theta, private, part, context, noise.normal[:, step], noise.gumbel[:, step], download
             )
             loss = terms.total(beta, m.lambda_, m.mixture_loss, m.cluster_loss)
-            optimizer.zero_grad()
-            loss.sum().backward()
-            optimizer.step()
+            descend(loss, optimizer)
         metrics = {"loss": loss, **terms._asdict(), **notes}
         upload = Upload(
             batch.ids,
