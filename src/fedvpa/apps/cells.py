@@ -1,4 +1,5 @@
-"""One cell of a comparison: a method and a seed, run in whatever process and kept in two files."""
+"""One cell of a comparison or a study: a configuration, a method and a seed, run in whatever process and kept in two
+files, the JSON last and atomically: where it is, the cell is finished."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from threadpoolctl import threadpool_limits
 
+from fedvpa.apps.runs import environment
 from fedvpa.apps.stopping import Interrupted
 from fedvpa.apps.training import load, round_record
 from fedvpa.config import ExperimentConfig, parse_config
@@ -36,6 +39,9 @@ stop = threading.Event()
 _parent: int | None = None
 
 
+_IRRELEVANT: Any = {"output": True, "evaluation": {"bootstrap", "every"}, "federation": {"device"}}
+
+
 @dataclass(frozen=True)
 class Cell:
     """A method and a seed."""
@@ -47,8 +53,22 @@ class Cell:
         return f"{self.method}, seed {self.seed}"
 
     def file(self, folder: Path) -> Path:
-        """The cell's JSON; it is written last, so where it is, the cell is finished."""
+        """The cell's JSON in the folder of a comparison, which has one configuration."""
         return folder / f"{self.method}-seed{self.seed}.json"
+
+    def address(self, config: ExperimentConfig) -> str:
+        """20 hex digits of what decides the cell's result: the resolved configuration, the method and the seed.
+
+        Where files go, how intervals are resampled and how often training is watched do not enter. The version of the
+        code does not either: a finished cell names the commit that made it.
+        """
+        tree = self.config(config).model_dump(mode="json", exclude=_IRRELEVANT)
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:20]
+
+    def config(self, config: ExperimentConfig) -> ExperimentConfig:
+        """The configuration with this cell's method and seed."""
+        method = config.method.model_copy(update={"name": self.method})
+        return config.model_copy(update={"method": method, "seed": self.seed})
 
 
 @dataclass(frozen=True)
@@ -59,6 +79,7 @@ class Finished:
         rows, switching, figures: as in `MethodRun`; metrics: records of ``metrics.jsonl``.
         scores: one per row; pool: digest of the pairs that they refer to.
         seconds: wall clock of training and measuring.
+        config: the resolved configuration; environment: versions, hardware, commit and date.
     """
 
     rows: list[dict[str, Any]]
@@ -68,6 +89,8 @@ class Finished:
     scores: list[PairScores]
     pool: str
     seconds: float
+    config: dict[str, Any]
+    environment: dict[str, Any]
 
 
 def start_worker(threads: int, parent: int) -> None:
@@ -84,16 +107,16 @@ def limit_threads(threads: int) -> None:
     threadpool_limits(threads)
 
 
-def run_cell(config_json: str, cell: Cell, folder: Path) -> float | None:
+def run_cell(config_json: str, cell: Cell, path: Path, lean: bool = False) -> float | None:
     """Runs one cell and writes its files; returns the default accuracy on unseen users (else on seen ones).
 
     Args:
         config_json: the configuration; its seed and method are replaced by the cell's.
-        folder: the run's ``cells/``.
+        path: the JSON that the cell leaves; its arrays go beside it.
+        lean: leave out the report's figures and the rounds' records, which a study has no use for.
     """
-    prepared = _prepared(config_json, cell.seed)
-    config = prepared.config
-    config = config.model_copy(update={"method": config.method.model_copy(update={"name": cell.method})})
+    config = cell.config(parse_config(json.loads(config_json)))
+    prepared = replace(_prepared(data_part(config)), config=config)
     metrics: list[dict[str, Any]] = []
     began = time.perf_counter()
 
@@ -103,7 +126,9 @@ def run_cell(config_json: str, cell: Cell, folder: Path) -> float | None:
             raise Interrupted(signal.SIGINT, "go on with --resume")
 
     measured = run_method(prepared, cell.method, on_round=on_round)
-    _write(cell.file(folder), measured, metrics, _digest(prepared.data.pairs), time.perf_counter() - began)
+    if lean:
+        measured.figures, metrics = {}, []
+    _write(path, config, measured, metrics, _digest(prepared.data.pairs), time.perf_counter() - began)
     size = config.federation.context_pairs
     shown = {
         r["population"]: r["accuracy"] for r in measured.rows if r["default"] and r["context_size"] in (size, None)
@@ -111,11 +136,25 @@ def run_cell(config_json: str, cell: Cell, folder: Path) -> float | None:
     return shown.get("unseen", shown.get("seen"))
 
 
+def data_part(config: ExperimentConfig) -> str:
+    """What decides a cell's data as tensors; cells with the same part that follow each other share them."""
+    populations = {"clients", "unseen_clients", "validation_clients", "device", "dtype"}
+    keep: Any = {
+        "seed": True,
+        "data": True,
+        "backbone": True,
+        "federation": populations,
+        "evaluation": {"context_sizes"},
+        "output": {"cache"},
+    }
+    tree = config.model_dump(mode="json", include=keep)
+    tree["federation"]["sampled_clients"] = 1  # no part of the data, but never more than there are clients
+    return json.dumps(tree, sort_keys=True)
+
+
 @lru_cache(maxsize=1)
-def _prepared(config_json: str, seed: int) -> Prepared:
-    """Cells of one seed that follow each other share their data."""
-    config = parse_config(json.loads(config_json)).model_copy(update={"seed": seed})
-    return load(config)[0]
+def _prepared(part: str) -> Prepared:
+    return load(parse_config(json.loads(part)))[0]
 
 
 @lru_cache(maxsize=1)
@@ -123,17 +162,28 @@ def _digest(pairs: tuple[Pair, ...]) -> str:
     return hashlib.sha256(" ".join(p.key for p in pairs).encode()).hexdigest()
 
 
-def _write(path: Path, measured: MethodRun, metrics: list[dict[str, Any]], pool: str, seconds: float) -> None:
+def _write(
+    path: Path,
+    config: ExperimentConfig,
+    measured: MethodRun,
+    metrics: list[dict[str, Any]],
+    pool: str,
+    seconds: float,
+) -> None:
     used = np.any([s.weight > 0 for s in measured.scores], axis=0)
+    weight, column = np.unique([s.weight[used] for s in measured.scores], axis=0, return_inverse=True)
     arrays = {
         "pairs": np.flatnonzero(used).astype(np.int64),
-        "weight": np.stack([s.weight[used] for s in measured.scores]),
+        "weight": weight,
+        "weight_row": column.reshape(-1).astype(np.int64),
         "correct": np.stack([s.correct[used] for s in measured.scores]),
     }
     blob = save_arrays(arrays)
     write_bytes(path.with_suffix(".safetensors"), blob)
     tree = {
         "sha256": hashlib.sha256(blob).hexdigest(),
+        "config": config.model_dump(mode="json", exclude={"output"}),
+        "environment": {**environment(), "date": datetime.now(UTC).date().isoformat()},
         "pool": pool,
         "pool_size": len(used),
         "seconds": seconds,
@@ -153,22 +203,21 @@ def read_cell(path: Path) -> Finished | None:
         if hashlib.sha256(blob).hexdigest() != tree["sha256"]:
             return None
         arrays, size = load_arrays(blob), tree["pool_size"]
+        pairs = arrays["pairs"]
         scores = [
-            PairScores(_spread(arrays["pairs"], w, size), _spread(arrays["pairs"], c, size))
-            for w, c in zip(arrays["weight"], arrays["correct"], strict=True)
+            PairScores(_spread(pairs, arrays["weight"][row], size), _spread(pairs, correct, size))
+            for row, correct in zip(arrays["weight_row"], arrays["correct"], strict=True)
         ]
-        kept = {k: tree[k] for k in ("rows", "switching", "figures", "metrics", "pool", "seconds")}
+        kept = {k: tree[k] for k in _KEPT}
         return Finished(scores=scores, **kept)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError):
         return None
+
+
+_KEPT = ("rows", "switching", "figures", "metrics", "pool", "seconds", "config", "environment")
 
 
 def _spread(pairs: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
     full = np.zeros(size)
     full[pairs] = values
     return full
-
-
-def config_json(config: ExperimentConfig) -> str:
-    """The configuration as text, which a worker process can be sent."""
-    return config.model_dump_json()

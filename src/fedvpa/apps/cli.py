@@ -173,6 +173,7 @@ def compare(
     """
     settings = load_config(config, overrides or ())
     from fedvpa.apps import comparing
+    from fedvpa.apps.executor import explain
     from fedvpa.apps.runs import check_folder
 
     names = comparing.parse_methods(methods)
@@ -181,7 +182,7 @@ def compare(
     outcome = comparing.compare(settings, names, seeds, run, _console(), jobs, threads)
     _show(outcome.results, settings, folder, as_json)
     for cell, error in outcome.failures.items():
-        _fail(f"{cell}: {comparing.explain(error)}", 1)
+        _fail(f"{cell}: {explain(error)}", 1)
     if outcome.failures:
         raise typer.Exit(1)
 
