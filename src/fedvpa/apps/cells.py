@@ -80,6 +80,7 @@ class Finished:
         scores: one per row; pool: digest of the pairs that they refer to.
         seconds: wall clock of training and measuring.
         config: the resolved configuration; environment: versions, hardware, commit and date.
+        notes: what must be said wherever a result of these data is shown.
     """
 
     rows: list[dict[str, Any]]
@@ -91,6 +92,7 @@ class Finished:
     seconds: float
     config: dict[str, Any]
     environment: dict[str, Any]
+    notes: list[str]
 
 
 def start_worker(threads: int, parent: int) -> None:
@@ -128,7 +130,7 @@ def run_cell(config_json: str, cell: Cell, path: Path, lean: bool = False) -> fl
     measured = run_method(prepared, cell.method, on_round=on_round)
     if lean:
         measured.figures, metrics = {}, []
-    _write(path, config, measured, metrics, _digest(prepared.data.pairs), time.perf_counter() - began)
+    _write(path, prepared, measured, metrics, time.perf_counter() - began)
     size = config.federation.context_pairs
     shown = {
         r["population"]: r["accuracy"] for r in measured.rows if r["default"] and r["context_size"] in (size, None)
@@ -164,10 +166,9 @@ def _digest(pairs: tuple[Pair, ...]) -> str:
 
 def _write(
     path: Path,
-    config: ExperimentConfig,
+    prepared: Prepared,
     measured: MethodRun,
     metrics: list[dict[str, Any]],
-    pool: str,
     seconds: float,
 ) -> None:
     used = np.any([s.weight > 0 for s in measured.scores], axis=0)
@@ -182,9 +183,10 @@ def _write(
     write_bytes(path.with_suffix(".safetensors"), blob)
     tree = {
         "sha256": hashlib.sha256(blob).hexdigest(),
-        "config": config.model_dump(mode="json", exclude={"output"}),
+        "config": prepared.config.model_dump(mode="json", exclude={"output"}),
+        "notes": prepared.data.notes,
         "environment": {**environment(), "date": datetime.now(UTC).date().isoformat()},
-        "pool": pool,
+        "pool": _digest(prepared.data.pairs),
         "pool_size": len(used),
         "seconds": seconds,
         "rows": measured.rows,
@@ -203,9 +205,9 @@ def read_cell(path: Path) -> Finished | None:
         if hashlib.sha256(blob).hexdigest() != tree["sha256"]:
             return None
         arrays, size = load_arrays(blob), tree["pool_size"]
-        pairs = arrays["pairs"]
+        weights = [_spread(arrays["pairs"], w, size) for w in arrays["weight"]]
         scores = [
-            PairScores(_spread(pairs, arrays["weight"][row], size), _spread(pairs, correct, size))
+            PairScores(weights[row], _spread(arrays["pairs"], correct, size))
             for row, correct in zip(arrays["weight_row"], arrays["correct"], strict=True)
         ]
         kept = {k: tree[k] for k in _KEPT}
@@ -214,7 +216,7 @@ def read_cell(path: Path) -> Finished | None:
         return None
 
 
-_KEPT = ("rows", "switching", "figures", "metrics", "pool", "seconds", "config", "environment")
+_KEPT = ("rows", "switching", "figures", "metrics", "pool", "seconds", "config", "environment", "notes")
 
 
 def _spread(pairs: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
