@@ -1,9 +1,10 @@
 """Whether a claim holds, by rule: every word of a verdict comes from intervals, none is typed.
 
 A check names a quantity (a mean, or a paired difference) and the range in which it must lie. Each of its tests passes
-if the whole 95 % interval lies in the range, fails if the whole interval lies outside, and is open otherwise; where the
-range ends at a difference of zero, the difference must also be significant after Holm's correction over the check's
-tests. The claim *holds* if every test passes, holds *partly* if some do, and does *not* hold if none does.
+if the whole 95 % interval lies in the range, fails if the whole interval lies outside, and is open otherwise. To show a
+difference from zero, or to fail, a difference must also be significant after Holm's correction over the check's tests.
+Where a claim says that something is *not* so ("nowhere worse"), an open test counts for it (``burden: not refuted``).
+The claim *holds* if every test passes, holds *partly* if some do, and does *not* hold if none does.
 """
 
 from __future__ import annotations
@@ -63,17 +64,16 @@ def _subtracted(minus: Where) -> list[Where | None]:
 
 
 def outcome(check: Check, e: Estimate, p_holm: float | None) -> Outcome:
-    """Pass, fail or open, from the interval (and, against zero, from Holm's adjusted p)."""
+    """Pass, fail or open, from the interval (and, for differences, from Holm's adjusted p)."""
+    undecided: Outcome = "pass" if check.burden == "not refuted" else "open"
     if e.low is None or e.high is None:
         return "open"
     low = float("-inf") if check.at_least is None else check.at_least
     high = float("inf") if check.at_most is None else check.at_most
-    against_zero = bool(check.minus) and 0 in (low, high)
-    if against_zero and (p_holm is None or p_holm > 1 - LEVEL):
-        return "open"
-    if low <= e.low and e.high <= high:
+    significant = not check.minus or (p_holm is not None and p_holm <= 1 - LEVEL)
+    if low <= e.low and e.high <= high and (significant or 0 not in (low, high)):
         return "pass"
-    return "fail" if e.high < low or e.low > high else "open"
+    return "fail" if significant and (e.high < low or e.low > high) else undecided
 
 
 def verdict(outcomes: Sequence[str]) -> Verdict:

@@ -17,6 +17,7 @@ from fedvpa.evaluation.protocol import Panel, make_panel, measure, measure_leaki
 from fedvpa.federation.moments import Standardizer, client_moments, combine
 from fedvpa.federation.rounds import ClientData, RoundReport, TrainingState, start, train
 from fedvpa.methods.base import Method, Pool, Predictor, Setup
+from fedvpa.methods.clustering import MOST
 from fedvpa.methods.fedvpa_gp import LatentPredictor
 from fedvpa.methods.registry import create
 from fedvpa.preferences.schema import Client, FederatedPreferences
@@ -54,7 +55,8 @@ class Prepared:
 
     def setup(self, config: ExperimentConfig) -> Setup:
         """What a method of this data is built from."""
-        clusters = config.method.prototypes or len(self.data.groups) or DEFAULT_CLUSTERS
+        wanted = config.method.prototypes
+        clusters = MOST if wanted == "auto" else wanted or len(self.data.groups) or DEFAULT_CLUSTERS
         clusters = min(clusters, len(self.clients))
         return Setup(config, self.pool.x.shape[-1], len(self.clients), clusters, self.pool.x.dtype)
 

@@ -98,6 +98,7 @@ class Figure(_Shown):
     series: str | None = Field(None, description="The dimension with a colour each.")
     facets: str | None = Field(None, description="The dimension with a panel each, or `metric`.")
     metrics: tuple[str, ...] = Field((), description="The panels' metrics where facets is `metric`.")
+    level: tuple[Any, ...] = Field((), description="Series that x does not concern, drawn as level lines.")
     chance: float | None = Field(None, description="Where to draw a dashed line.")
 
     def dimensions(self) -> tuple[str, ...]:
@@ -122,6 +123,9 @@ class Check(_Strict):
     each: tuple[str, ...] = Field((), description="One test per combination of these dimensions.")
     at_least: float | None = Field(None, description="Lower end of the claimed range.")
     at_most: float | None = Field(None, description="Upper end of the claimed range.")
+    burden: Literal["shown", "not refuted"] = Field(
+        "shown", description="Whether a test that decides nothing counts against the claim, or for it."
+    )
 
     @model_validator(mode="after")
     def _range(self) -> Check:

@@ -28,7 +28,7 @@ from fedvpa.methods.base import (
     select,
     stack_theta,
 )
-from fedvpa.methods.clustering import balanced_kmeans, relabel
+from fedvpa.methods.clustering import balanced_kmeans, choose_clusters, relabel
 from fedvpa.variational import encoder, gaussian, inference, objective, prior, prototypes
 from fedvpa.variational.gaussian import Gaussian
 from fedvpa.variational.inference import INFERENCES, Particles
@@ -116,32 +116,52 @@ class FedVPAGP:
             return state.advance(theta=theta, means=means, variances=variances, counts=counts)
 
         first = not state.clustered
-        found = balanced_kmeans(
-            means[known], m, self.m.cluster_balance, generator, None if first else state.centroids, 10 if first else 1
-        )
+        # M in use: all of them, or with `prototypes: auto` what the first clustering chose. Those out of use have share
+        # 0 and stay at the origin, where no loss and no inference moves them.
+        if self.m.prototypes == "auto":
+            used = choose_clusters(means[known], self.m.cluster_balance, generator, m) if first else state.in_use
+        else:
+            used = m
+        start = None if first else state.centroids[:used]
+        found = balanced_kmeans(means[known], used, self.m.cluster_balance, generator, start, 10 if first else 1)
         if not first:
-            found = relabel(found, theta["prototypes"] if self.use_ortho else state.centroids)
-        if first and self.use_ortho and self.m.ortho == "ours":
-            theta = {**theta, "prototypes": prototypes.prototypes_from_centroids(found.centroids, self.m.kappa)}
-        elif first and self.use_ortho:
-            found = relabel(found, theta["prototypes"])
+            found = relabel(found, theta["prototypes"][:used] if self.use_ortho else state.centroids[:used])
+        if first and self.use_ortho and self.m.ortho == "paper":
+            found = relabel(found, theta["prototypes"][:used])
+        centroids = torch.zeros_like(state.centroids)
+        centroids[:used] = found.centroids
+        if first and self.use_ortho:
+            begun = self.first_prototypes(theta["prototypes"], found.centroids)
+            theta = {**theta, "prototypes": begun}
         labels = torch.full_like(state.labels, -1)
         labels[known] = found.labels
         member = torch.nn.functional.one_hot(found.labels, m).to(means.dtype)
         sizes = member.sum(0)
-        within = variances[known] + (means[known] - found.centroids[found.labels]) ** 2
+        within = variances[known] + (means[known] - centroids[found.labels]) ** 2
+        # An empty cluster keeps the weight of half a user: it stays possible, but improbable.
+        weight = torch.where(torch.arange(m) < used, sizes.clamp(min=0.5), 0.0)
         return state.advance(
             theta=theta,
             means=means,
             variances=variances,
             counts=counts,
             labels=labels,
-            centroids=found.centroids,
+            centroids=centroids,
             spread=(member.T @ within) / sizes.clamp(min=1).unsqueeze(-1),
-            # An empty cluster keeps the weight of half a user: it stays possible, but improbable.
-            shares=sizes.clamp(min=0.5) / sizes.clamp(min=0.5).sum(),
+            shares=weight / weight.sum(),
             clustered=True,
         )
+
+    def first_prototypes(self, given: Tensor, centroids: Tensor) -> Tensor:
+        """The prototypes when clustering begins: the centroids scaled (ours) or as they are; zero where out of use.
+
+        Args:
+            given: (M, dim); centroids: (M in use, dim).
+        """
+        begun = given[: len(centroids)]
+        if self.m.ortho == "ours":
+            begun = prototypes.prototypes_from_centroids(centroids, self.m.kappa)
+        return torch.cat([begun, torch.zeros_like(given[len(centroids) :])])
 
     # Client --------------------------------------------------------------------------------------------------------
 

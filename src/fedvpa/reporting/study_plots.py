@@ -64,8 +64,8 @@ def _lines(
         mine = [p for p in own if _series(figure, p) == one]
         style = {"color": PALETTE[i % len(PALETTE)], "linestyle": DASHES[i % len(DASHES)]}
         name = None if one is None else label(heading(figure["series"], one, names))
-        level = [p for p in mine if p["at"].get(figure["x"]) is None]
-        for p in level:
+        level = [p for p in mine if one in figure["level"] or p["at"].get(figure["x"]) is None]
+        for p in level[:1]:
             ax.plot([0, len(places) - 1], [p["mean"]] * 2, label=name, **style)
         mine = sorted((p for p in mine if p not in level), key=lambda p: places.index(p["at"][figure["x"]]))
         if mine:
@@ -91,7 +91,7 @@ def _dots(
                 ax.plot([p["ci_low"], p["ci_high"]], [y, y], color=color, linewidth=1.8, solid_capstyle="butt")
             ax.plot(p["mean"], y, MARKERS[i % len(MARKERS)], color=color, markersize=6, label=name)
             name = None
-    ax.set_yticks(range(len(places)), [label(text(x)) for x in places])
+    ax.set_yticks(range(len(places)), [label(heading(figure["x"], x, names)) for x in places])
     ax.set_ylim(len(places) - 0.4, -0.6)
     ax.grid(visible=False, axis="y")
 

@@ -117,10 +117,11 @@ def evidence(check: Mapping[str, Any]) -> str:
     if not tests:
         return "no cell of it is finished"
     count = {o: sum(t["outcome"] == o for t in tests) for o in ("pass", "fail", "open")}
+    shown = check["burden"]
     if len(tests) == 1:
-        parts = [{"pass": "shown", "fail": "refuted", "open": "undecided"}[tests[0]["outcome"]]]
+        parts = [{"pass": shown, "fail": "refuted", "open": "undecided"}[tests[0]["outcome"]]]
     else:
-        parts = [f"shown in {count['pass']} of {len(tests)} tests"]
+        parts = [f"{shown} in {count['pass']} of {len(tests)} tests"]
         parts += [f"{count['fail']} against it"] if count["fail"] else []
         parts += [f"{count['open']} undecided"] if count["open"] else []
     parts.append(_span(check))
