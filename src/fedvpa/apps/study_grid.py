@@ -32,7 +32,8 @@ class StudyCell:
     address: str
 
     def __str__(self) -> str:
-        shown = [f"{k.rpartition('.')[2]}={v}" for k, v in self.settings.items() if k not in ("benchmark", "variant")]
+        keys = [k for k in self.settings if k not in ("benchmark", "variant") and len(str(self.settings[k])) < 24]
+        shown = [f"{k.rpartition('.')[2]}={self.settings[k]}" for k in keys]
         variant = [] if self.settings["variant"] == "default" else [str(self.settings["variant"])]
         return ", ".join([str(self.settings["benchmark"]), *variant, *shown, str(self.cell)])
 
@@ -50,14 +51,14 @@ def expand(study: Study, file: Path, overrides: Sequence[str] = (), seeds: int |
     Raises:
         UserError: an unknown method or key, a value out of range, or two cells that no setting tells apart.
     """
-    found: list[tuple[dict[str, Any], set[str], ExperimentConfig, str, int]] = []
+    found: list[tuple[dict[str, Any], tuple[str, ...], ExperimentConfig, str, int]] = []
     for run in study.runs:
         methods = parse_methods(",".join(run.methods))
         for variant, own in _settings(run):
             config = _configuration(run, own, overrides, file)
             for method, seed in itertools.product(methods, range(seeds or run.seeds or study.seeds)):
                 named = {"benchmark": run.benchmark, "variant": variant}
-                found.append((named, set(own), config, method, config.seed + seed))
+                found.append((named, tuple(own), config, method, config.seed + seed))
     keys = _varying(found)
     cells: dict[str, StudyCell] = {}
     for named, _, config, method, seed in found:
@@ -105,7 +106,7 @@ def _plain(value: Any) -> Any:
     return "/".join(str(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
-def _varying(found: Sequence[tuple[dict[str, Any], set[str], ExperimentConfig, str, int]]) -> list[str]:
+def _varying(found: Sequence[tuple[dict[str, Any], tuple[str, ...], ExperimentConfig, str, int]]) -> list[str]:
     """The keys named by some run whose values differ between cells."""
-    named = list(dict.fromkeys(k for _, own, *_ in found for k in sorted(own)))
+    named = list(dict.fromkeys(k for _, own, *_ in found for k in own))
     return [k for k in named if len({json.dumps(_plain(_value(config, k))) for _, _, config, *_ in found}) > 1]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fedvpa.evaluation.compare import PairScores, bootstrap_p, percentile_interval, summarise
+from fedvpa.evaluation.results import METRICS
 from fedvpa.evaluation.study_schema import DEFAULT, Where
 
 Row = Mapping[str, Any]
@@ -164,8 +165,9 @@ def _by_seed(found: Sequence[Record], metric: str) -> list[Record]:
     found = sorted((r for r in found if value(r.row, metric) is not None), key=lambda r: r.row["seed"])
     for a, b in itertools.pairwise(found):
         if a.row["seed"] == b.row["seed"]:
-            differ = sorted(k for k in a.row if k not in ("accuracy", "default") and a.row[k] != b.row.get(k))
-            raise ValueError(f"several rows of seed {a.row['seed']}; they differ in {', '.join(differ[:4])}")
+            measured = {"accuracy", "group_accuracy", "default", "main", *METRICS}
+            differ = [k for k in a.row if k not in measured and a.row[k] != b.row.get(k)]
+            raise ValueError(f"several rows of seed {a.row['seed']}; they differ in {', '.join(differ)}")
     return found
 
 
