@@ -36,7 +36,7 @@ _SOURCE_KEYS = ("path", "subsets", "groups", "group_shares", "split")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class DataConfig(_Section):

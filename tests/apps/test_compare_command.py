@@ -104,9 +104,10 @@ def test_when_every_cell_fails_the_reason_is_the_error(experiment: Path, tmp_pat
     assert not (tmp_path / "c/results.json").exists()
 
 
-def test_a_cell_stops_when_asked_or_orphaned(experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_stops_when_asked(experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = load_config(experiment).model_dump_json()
-    monkeypatch.setattr(cells, "_parent", -1)
+    monkeypatch.setattr(cells, "stop", threading.Event())
+    cells.stop.set()
     with pytest.raises(Interrupted):
         cells.run_cell(text, cells.Cell("fedbt", 0), tmp_path / "cell.json")
     assert list(tmp_path.iterdir()) == []

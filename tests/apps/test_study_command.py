@@ -198,10 +198,9 @@ def test_an_interruption_costs_only_the_cells_that_ran(
         assert time.monotonic() - began < 120
         time.sleep(0.02)
     process.send_signal(signum)
-    process.communicate(timeout=60)
+    process.communicate(timeout=60)  # that it ends says that no worker is left behind: they hold the other end too
     assert process.returncode == (-signal.SIGKILL if signum == signal.SIGKILL else 130)
     assert not (tmp_path / "s" / "summary.json").exists()
-    time.sleep(1)  # workers that lost their parent end after their round
     written = {p: p.stat().st_mtime_ns for p in folder.glob("[0-9a-f]*.json")}
     assert 2 <= len(written) < 8
     done = subprocess.run(command, check=False, timeout=300, **options)

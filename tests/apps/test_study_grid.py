@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,15 @@ def test_the_address_is_the_contents(tmp_path: Path) -> None:
     ]
     assert len({address, *others}) == 6
     assert len(address) == 20
+
+
+def test_an_infinite_value_reaches_the_worker(tmp_path: Path) -> None:
+    (one,) = cells_of(
+        tmp_path, [{"methods": ["fedvpl"], "overrides": {"method.beta_warmup": float("inf")}, "seeds": 1}]
+    )
+    sent = parse_config(json.loads(one.config.model_dump_json()))
+    assert sent.method.beta_warmup == float("inf")
+    assert one.cell.address(sent) == one.address
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)

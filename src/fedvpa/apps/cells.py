@@ -36,8 +36,6 @@ from fedvpa.preferences.schema import Pair
 stop = threading.Event()
 """Asks cells that run in this process to end after the round."""
 
-_parent: int | None = None
-
 
 _IRRELEVANT: Any = {"output": True, "evaluation": {"bootstrap", "every"}, "federation": {"device"}}
 
@@ -96,11 +94,17 @@ class Finished:
 
 
 def start_worker(threads: int, parent: int) -> None:
-    """Called once in each worker process: Ctrl-C is the parent's business, and a lost parent ends the work."""
-    global _parent
+    """Called once in each worker process: Ctrl-C is the parent's business, and a lost parent ends the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     limit_threads(threads)
-    _parent = parent
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process as soon as its parent is gone (kill -9); what it was about to write is not there at all."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def limit_threads(threads: int) -> None:
@@ -124,7 +128,7 @@ def run_cell(config_json: str, cell: Cell, path: Path, lean: bool = False) -> fl
 
     def on_round(report: RoundReport, _: TrainingState, values: Mapping[str, Any] | None) -> None:
         metrics.append(round_record(config, report, values))
-        if stop.is_set() or (_parent is not None and os.getppid() != _parent):
+        if stop.is_set():
             raise Interrupted(signal.SIGINT, "go on with --resume")
 
     measured = run_method(prepared, cell.method, on_round=on_round)
