@@ -104,4 +104,5 @@ def test_verdicts() -> None:
     assert verdict([]) == "untested"
     assert verdict(["pass", "pass"]) == "holds"
     assert verdict(["pass", "open"]) == verdict(["pass", "fail"]) == "partly"
-    assert verdict(["open", "open"]) == verdict(["fail"]) == "not"
+    assert verdict(["open", "fail"]) == verdict(["fail"]) == "not"
+    assert verdict(["open", "open"]) == "open"

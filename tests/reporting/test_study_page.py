@@ -21,14 +21,16 @@ def test_the_first_paragraph_sorts_the_claims() -> None:
         check("holds", ["pass", "pass"]),
         check("partly", ["pass", "open", "fail"]),
         check("not", ["fail"]),
+        check("open", ["open"]),
         check("holds", ["pass"], paper=False, says="ours"),
     ]
     text = verdicts([part(checks), part(None)], paper=True)
     assert text.startswith(
-        "Of the paper's claims, four are put to a test here. **One holds**: claim holds (shown in 2 of 2"
+        "Of the paper's claims, five are put to a test here. **One holds**: claim holds (shown in 2 of 2"
     )
     assert "**One holds only partly**: claim partly (shown in 1 of 3 tests; 1 against it; 1 undecided; " in text
     assert "**One does not hold**: claim not (refuted; difference in accuracy +0.010 [+0.005, +0.015]; " in text
+    assert "**One is neither shown nor refuted**: claim open (undecided; " in text
     assert "**One is not yet tested** ([made-up](#made-up-in-parts))." in text
     assert "ours" not in text
     assert verdicts([part(checks)], paper=False).count("ours") == 1

@@ -4,7 +4,8 @@ A check names a quantity (a mean, or a paired difference) and the range in which
 if the whole 95 % interval lies in the range, fails if the whole interval lies outside, and is open otherwise. To show a
 difference from zero, or to fail, a difference must also be significant after Holm's correction over the check's tests.
 Where a claim says that something is *not* so ("nowhere worse"), an open test counts for it (``burden: not refuted``).
-The claim *holds* if every test passes, holds *partly* if some do, and does *not* hold if none does.
+The claim *holds* if every test passes, holds *partly* if some do, and does *not* hold if none passes and
+some fail; if all are open it is neither shown nor refuted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fedvpa.evaluation.compare import LEVEL, holm
 from fedvpa.evaluation.study_schema import Check, Where
 from fedvpa.evaluation.tidy import Estimate, Record, combinations, contrast, estimate, select, shown
 
-Verdict = Literal["holds", "partly", "not", "untested"]
+Verdict = Literal["holds", "partly", "not", "open", "untested"]
 Outcome = Literal["pass", "fail", "open"]
 
 
@@ -81,4 +82,6 @@ def verdict(outcomes: Sequence[str]) -> Verdict:
     if not outcomes:
         return "untested"
     passed = outcomes.count("pass")
-    return "holds" if passed == len(outcomes) else "partly" if passed else "not"
+    if passed:
+        return "holds" if passed == len(outcomes) else "partly"
+    return "not" if "fail" in outcomes else "open"

@@ -9,7 +9,13 @@ from typing import Any
 from fedvpa.evaluation.study_schema import Study
 from fedvpa.reporting.study_tables import check_line, evidence, markdown
 
-GROUPS = (("holds", "hold"), ("partly", "hold only partly"), ("not", "do not hold"), ("untested", "are not yet tested"))
+GROUPS = (
+    ("holds", "hold"),
+    ("partly", "hold only partly"),
+    ("not", "do not hold"),
+    ("open", "are neither shown nor refuted"),
+    ("untested", "are not yet tested"),
+)
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
@@ -118,12 +124,12 @@ def provenance(summary: Mapping[str, Any], file: str) -> str:
 PREFACE = """Every number on this page comes from the files that are linked beside it, and every verdict from a
 rule: a claim names a quantity and the range in which it must lie; a test passes if the whole 95 % interval lies in
 the range, and a difference must also be significant after Holm's correction; a claim *holds* if every test passes,
-*partly* if some do, and does *not* if none does. Accuracy is the mean over users of the share of query pairs
-predicted as the user labelled them; queries come from prompts that no training pair has. Intervals are 95 %
-bootstrap intervals over seeds and test pairs (for other metrics: over seeds); differences are paired on the same
-seeds, splits and pairs, and a star marks those that are significant. The switch gap is accuracy with the own latent
-minus accuracy with one inferred from a user of the opposite group. Settings and inference were chosen on validation
-users only."""
+*partly* if some do, does *not* if none passes and some fail, and is neither shown nor refuted if all are open.
+Accuracy is the mean over users of the share of query pairs predicted as the user labelled them; queries come from
+prompts that no training pair has. Intervals are 95 % bootstrap intervals over seeds and test pairs (for other
+metrics: over seeds); differences are paired on the same seeds, splits and pairs, and a star marks those that are
+significant. The switch gap is accuracy with the own latent minus accuracy with one inferred from a user of the
+opposite group. Settings and inference were chosen on validation users only."""
 
 
 def page(parts: Sequence[Part], generated_by: str, remark: str = "", rest: str = "") -> str:

@@ -11,7 +11,13 @@ from rich.text import Text
 
 from fedvpa.reporting.tables import LATENT
 
-VERDICTS = {"holds": "holds", "partly": "holds only partly", "not": "does not hold", "untested": "is not yet tested"}
+VERDICTS = {
+    "holds": "holds",
+    "partly": "holds only partly",
+    "not": "does not hold",
+    "open": "is neither shown nor refuted",
+    "untested": "is not yet tested",
+}
 
 
 _WORDS = {
