@@ -18,6 +18,7 @@ from fedvpa.evaluation.protocol import Panel, make_panel, measure, measure_leaki
 from fedvpa.federation.moments import Standardizer, client_moments, combine
 from fedvpa.federation.rounds import ClientData, RoundReport, TrainingState, start, train
 from fedvpa.methods.base import Method, Pool, Predictor, Setup
+from fedvpa.methods.clustering import MOST
 from fedvpa.methods.fedbt import CommonPredictor
 from fedvpa.methods.fedpdpo import HeadPredictor
 from fedvpa.methods.fedvpa_gp import LatentPredictor
@@ -64,7 +65,8 @@ class Prepared:
         Raises:
             UserError: the method's clusters are the true groups, and the data or `method.prototypes` do not fit.
         """
-        clusters = config.method.prototypes or len(self.data.groups) or DEFAULT_CLUSTERS
+        wanted = config.method.prototypes
+        clusters = MOST if wanted == "auto" else wanted or len(self.data.groups) or DEFAULT_CLUSTERS
         clusters = min(clusters, len(self.clients))
         validation = tuple(replace(c, group=None) for c in self.data.clients["validation"])
         setup = Setup(config, self.pool.x.shape[-1], len(self.clients), clusters, self.pool.x.dtype, validation)

@@ -196,6 +196,11 @@ class ServerState:
     clustered: bool = False
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def in_use(self) -> int:
+        """Clusters with a share: M, or what was chosen of it."""
+        return int((self.shares > 0).sum())
+
     def advance(self, **changes: Any) -> ServerState:
         return replace(self, round=self.round + 1, **changes)
 
