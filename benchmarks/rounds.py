@@ -249,21 +249,22 @@ def alone(bench: Bench, engine: str) -> float:
 
 def measure(sizes: list[int], features: list[int], repeats: int, memory: bool) -> dict[str, Any]:
     """Everything, as one JSON-ready mapping."""
-    stream, results = bandwidth(), []
-    rates = {}
+    stream, rates, results = bandwidth(), dict.fromkeys(features, 0.0), []
     for width in features:
         for clients in sizes:
             bench = Bench(clients, width)
-            # The rate just before and just after the rounds: the better counts.
-            before = gemm_rate(width)
+            # The rates just before and just after the rounds; the best of the whole run counts, for every row.
+            rates[width] = max(rates[width], gemm_rate(width))
             found = compare(bench, repeats if clients <= FULL_STEPS_UP_TO else 1)
-            rates[width] = max(before, gemm_rate(width), rates.get(width, 0.0))
-            found["roofline"] = roofline(bench, rates[width], stream)
-            found["roofline_share"] = found["roofline"]["sum_seconds"] / found["seconds"]["vectorized"]
+            rates[width], stream = max(rates[width], gemm_rate(width)), max(stream, bandwidth())
             if memory and width == features[0]:
                 found["peak_mib"] = {engine: peak_memory(bench, engine) for engine in ENGINES}
             results.append(found)
             print(f"D = {width}, {clients} clients: {found['ratio']:.2f}x", file=sys.stderr, flush=True)
+    for found in results:
+        bench = Bench(found["clients"], found["features"])
+        found["roofline"] = roofline(bench, rates[bench.features], stream)
+        found["roofline_share"] = found["roofline"]["sum_seconds"] / found["seconds"]["vectorized"]
     machine = {
         "threads": torch.get_num_threads(),
         "clock": clock_name(),
