@@ -17,7 +17,7 @@ After FedJAX's ``FederatedAlgorithm`` in spirit: server and client state are dat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -29,6 +29,8 @@ from fedvpa.preferences.schema import Client
 from fedvpa.variational.inference import Particles
 from fedvpa.variational.selector import Theta
 
+USERS_AT_ONCE = 128
+"""Users whose queries are scored together; more would waste work where users share few pairs."""
 SUBSETS = 16
 """R, the random contexts over which a client's posterior statistics are taken (method.md, section 6)."""
 
@@ -335,6 +337,23 @@ class Setup:
     dtype: torch.dtype = torch.float32
     validation: tuple[Client, ...] = ()
     groups: Tensor | None = None
+
+
+def by_row(index: Tensor, values: Callable[[slice, Tensor], Tensor]) -> Tensor:
+    """Values (users, n) of the pairs `index` (users, n): each distinct pair is computed once for a block of users.
+
+    Users are mostly asked about the same pairs. One product of latents and distinct pairs then takes the place of a
+    copy of every pair for every user.
+
+    Args:
+        values: of the users in a slice for distinct rows (rows,) of the pool, (users in the slice, rows).
+    """
+    found = []
+    for start in range(0, len(index), USERS_AT_ONCE):
+        users = slice(start, start + USERS_AT_ONCE)
+        rows, place = index[users].unique(return_inverse=True)
+        found.append(values(users, rows).gather(-1, place))
+    return torch.cat(found)
 
 
 def select(users: Particles, order: Tensor) -> Particles:

@@ -22,6 +22,7 @@ from fedvpa.methods.base import (
     ServerState,
     Setup,
     Upload,
+    by_row,
     descend,
     drop_features,
     local_optimizer,
@@ -407,7 +408,11 @@ class LatentPredictor:
 
     @torch.no_grad()
     def predict(self, users: Particles, index: Tensor) -> Tensor:
-        return inference.predictive(self.theta, users, *self._rows(index))
+        def values(some: slice, rows: Tensor) -> Tensor:
+            d, base = self._rows(rows)
+            return inference.predictive(self.theta, Particles(users.z[some], users.log_weights[some]), d, base)
+
+        return by_row(index, values)
 
     def rows(self, users: Particles, order: Tensor) -> Particles:
         return select(users, order)
