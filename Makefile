@@ -6,7 +6,7 @@ DEMO_METHODS := fedbt,local,fedvpl,fedvpa-gp,oracle
 JOBS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test test-fast lint bench docs clean
+.PHONY: help setup setup-test demo test test-fast lint bench studies studies-quick docs clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -32,6 +32,20 @@ lint: setup-test  ## Style, types and the direction of imports
 
 bench: setup-test  ## Speed and memory of feature extraction and of the round engine
 	$(BIN)/python benchmarks/run.py
+
+# Exit code 1 says that some cells failed (the others are there); anything else stops.
+studies: setup  ## Every study of the benchmark page, in full (hours; finished cells are never run again), and the page
+	@for study in configs/studies/*.yaml; do \
+	  $(BIN)/fedvpa study $$study --out out/studies/$$(basename $$study .yaml) || [ $$? -eq 1 ] || exit $$?; \
+	done
+	$(BIN)/python benchmarks/results_page.py --keep-study out/studies/[0-9]*/
+
+studies-quick: setup  ## The same, reduced, in under half an hour: tables, figures and page in out/quick/
+	@for study in configs/studies/*.yaml; do \
+	  $(BIN)/fedvpa study $$study --quick --out out/quick/$$(basename $$study .yaml) || [ $$? -eq 1 ] || exit $$?; \
+	done
+	$(BIN)/python benchmarks/results_page.py --quick out/quick
+	@echo "Page: out/quick/benchmarks.md"
 
 docs: setup-test  ## Write the generated pages again, and check the links
 	$(BIN)/python -m fedvpa.evaluation.results > docs/results-schema.md

@@ -180,7 +180,7 @@ def main() -> None:
         return
     result = compare(read_pairs(args.pairs + 2), args.slices, config, models)
     if not args.no_memory:
-        sizes = [max(8, args.pairs // 4), max(16, args.pairs // 2)]
+        sizes = [max(8, args.pairs // 8), max(16, args.pairs // 4)]
         result["growth"] = [memory(side, size) for size in sizes for side in ("ours", "plain")]
     show(result)
     if args.json:

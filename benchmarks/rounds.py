@@ -8,10 +8,17 @@ take turns, so that other load hits both; figures are medians. The roofline is m
     + bytes (AdamW and gradients) / measured memory bandwidth
 
 The two terms belong to different phases of a step (GEMMs, then AdamW), hence the sum; the larger of the two alone is
-printed as well. Peak memory comes from a process of its own for each size.
+written to the JSON as well. What is counted, and why no more: the operations are those of the GEMMs that the engine
+really runs, at the best rate that any well-shaped GEMM reached; element-wise work (GELU, dropout, losses) counts as
+nothing, although it takes time on any machine. The bytes are those of each parameter, its gradient and its two moments
+(p, g, m, v read, p, m, v and g written, once per step), at the bandwidth of main memory, since a stack's 64 MiB do not
+stay in a cache. Activations are left out: an implementation that trains client by client keeps them in cache.
+
+Peak memory comes from a process of its own for each size, at the first of the dimensions.
 
 Rounds of many clients use fewer local steps, at two numbers of steps, and the time of the configured number follows
-from the straight line through both (marked `scaled`).
+from the straight line through both (marked `scaled`). With one thread the clock is CPU time, so that other load on the
+machine matters less.
 
     python benchmarks/rounds.py --sizes 10,50 --repeats 5 --json rounds.json
 """
@@ -57,6 +64,8 @@ def clock() -> float:
 
 FULL_STEPS_UP_TO = 50
 """Rounds of more clients are extrapolated from few local steps."""
+SCALED_FROM = (1, 4)
+"""The two numbers of local steps of that extrapolation."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +128,10 @@ def default_steps() -> int:
 def compare(bench: Bench, repeats: int) -> dict[str, Any]:
     """Median seconds per round of both engines, in turns."""
     data, state, full = bench.data(), bench.state(), default_steps()
-    points = (full,) if bench.clients <= FULL_STEPS_UP_TO else (1, 4)
+    points = (full,) if bench.clients <= FULL_STEPS_UP_TO else SCALED_FROM
+    warm = Bench(min(bench.clients, FULL_STEPS_UP_TO), bench.features)
     for engine in ENGINES:
-        bench.timed(engine, 1, data, state)
+        warm.timed(engine, 1, warm.data(), warm.state())
     seconds: dict[str, list[float]] = {e: [] for e in ENGINES}
     for turn in range(repeats):
         for engine in ENGINES if turn % 2 else ENGINES[::-1]:
@@ -199,10 +209,11 @@ def bandwidth() -> float:
 
 
 def roofline(bench: Bench, gemm: float, memory: float) -> dict[str, float]:
-    compute, transfer = operations(bench) / gemm, traffic(bench) / memory
+    work, moved = operations(bench), traffic(bench)
+    compute, transfer = work / gemm, moved / memory
     return {
-        "operations": operations(bench),
-        "bytes": traffic(bench),
+        "operations": work,
+        "bytes": moved,
         "compute_seconds": compute,
         "memory_seconds": transfer,
         "sum_seconds": compute + transfer,
@@ -238,21 +249,22 @@ def alone(bench: Bench, engine: str) -> float:
 
 def measure(sizes: list[int], features: list[int], repeats: int, memory: bool) -> dict[str, Any]:
     """Everything, as one JSON-ready mapping."""
-    stream, results = bandwidth(), []
-    rates = {}
+    stream, rates, results = bandwidth(), dict.fromkeys(features, 0.0), []
     for width in features:
         for clients in sizes:
             bench = Bench(clients, width)
-            # The rate just before and just after the rounds: the better counts.
-            before = gemm_rate(width)
+            # The rates just before and just after the rounds; the best of the whole run counts, for every row.
+            rates[width] = max(rates[width], gemm_rate(width))
             found = compare(bench, repeats if clients <= FULL_STEPS_UP_TO else 1)
-            rates[width] = max(before, gemm_rate(width), rates.get(width, 0.0))
-            found["roofline"] = roofline(bench, rates[width], stream)
-            found["roofline_share"] = found["roofline"]["sum_seconds"] / found["seconds"]["vectorized"]
-            if memory:
+            rates[width], stream = max(rates[width], gemm_rate(width)), max(stream, bandwidth())
+            if memory and width == features[0]:
                 found["peak_mib"] = {engine: peak_memory(bench, engine) for engine in ENGINES}
             results.append(found)
             print(f"D = {width}, {clients} clients: {found['ratio']:.2f}x", file=sys.stderr, flush=True)
+    for found in results:
+        bench = Bench(found["clients"], found["features"])
+        found["roofline"] = roofline(bench, rates[bench.features], stream)
+        found["roofline_share"] = found["roofline"]["sum_seconds"] / found["seconds"]["vectorized"]
     machine = {
         "threads": torch.get_num_threads(),
         "clock": clock_name(),

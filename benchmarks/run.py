@@ -1,5 +1,7 @@
 """What `make bench` calls: the engine and the feature extraction at moderate sizes, one table of targets.
 
+The engine is timed with one thread, in CPU time, which other load disturbs least; `--threads` changes it.
+
 python benchmarks/run.py --json bench.json
 """
 
@@ -53,12 +55,13 @@ def main() -> None:
     parser.add_argument("--sizes", default="10,50,200,1000", help="sampled clients (default 10,50,200,1000)")
     parser.add_argument("--repeats", type=int, default=2, help="turns of each engine (default 2)")
     parser.add_argument("--pairs", type=int, default=48, help="pairs to encode (default 48)")
-    parser.add_argument("--threads", type=int, help="threads of the engine's benchmark (default: torch's)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the engine's benchmark (default 1)")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     args = parser.parse_args()
-    threads = ["--threads", str(args.threads)] if args.threads else []
     parts = {
-        "rounds.py": part("rounds.py", ["--sizes", args.sizes, "--repeats", str(args.repeats), *threads]),
+        "rounds.py": part(
+            "rounds.py", ["--sizes", args.sizes, "--repeats", str(args.repeats), "--threads", str(args.threads)]
+        ),
         "features.py": part("features.py", ["--pairs", str(args.pairs)]),
     }
     rounds, features = parts["rounds.py"], parts["features.py"]

@@ -10,7 +10,7 @@ import difflib
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
@@ -40,7 +40,7 @@ _SOURCE_KEYS = ("path", "subsets", "groups", "group_shares", "split")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class DataConfig(_Section):
@@ -128,7 +128,11 @@ class MethodConfig(_Section):
     )
     pi_learning_rate: float = Field(2.0, ge=0, description="Step of log pi along the KL's gradient, with local SGD.")
     samples: int = Field(4, ge=1, description="S, posterior samples per step.")
-    prototypes: int | None = Field(None, ge=1, description="M; empty: the number of groups where known, else 4.")
+    prototypes: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        None,
+        description="M; auto: from 2 to 8, by the silhouette of the clients' posterior means after the warm-up (ours); "
+        "empty: the number of groups where known, else 4.",
+    )
     kappa: float = Field(5.0, gt=0, description="Row norm of the prototypes (the paper's scale s).")
     prior_weights: Literal["gumbel", "uniform", "samples"] = Field("gumbel", description="Mixture weights (Eq. 8).")
     kl: Literal["mc", "bound", "moment"] = Field("mc", description="Estimator of the KL to the mixture (Eq. 7).")

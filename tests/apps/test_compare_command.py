@@ -12,7 +12,7 @@ import pytest
 from test_train import untimed
 
 from conftest import Cli
-from fedvpa.apps import cells, comparing
+from fedvpa.apps import cells, comparing, executor
 from fedvpa.apps.stopping import Interrupted
 from fedvpa.config import load_config
 from fedvpa.errors import UserError
@@ -55,13 +55,13 @@ def test_an_interruption_keeps_finished_cells(
 ) -> None:
     original = cells.run_cell
 
-    def run(config: str, cell: cells.Cell, folder: Path) -> Any:
+    def run(config: str, cell: cells.Cell, *rest: Any) -> Any:
         if cell.method == "fedvpl":
             signal.pthread_kill(main_thread, signal.SIGTERM)
-        return original(config, cell, folder)
+        return original(config, cell, *rest)
 
     main_thread = threading.main_thread().ident
-    monkeypatch.setattr(comparing, "run_cell", run)
+    monkeypatch.setattr(executor, "run_cell", run)
     options = ["--methods", "fedbt,fedvpl,local", "--jobs", 1, "--out", tmp_path / "c"]
     done = cli("compare", experiment, *options)
     assert done.code == 143
@@ -104,11 +104,12 @@ def test_when_every_cell_fails_the_reason_is_the_error(experiment: Path, tmp_pat
     assert not (tmp_path / "c/results.json").exists()
 
 
-def test_a_cell_stops_when_asked_or_orphaned(experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = cells.config_json(load_config(experiment))
-    monkeypatch.setattr(cells, "_parent", -1)
+def test_a_cell_stops_when_asked(experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = load_config(experiment).model_dump_json()
+    monkeypatch.setattr(cells, "stop", threading.Event())
+    cells.stop.set()
     with pytest.raises(Interrupted):
-        cells.run_cell(text, cells.Cell("fedbt", 0), tmp_path)
+        cells.run_cell(text, cells.Cell("fedbt", 0), tmp_path / "cell.json")
     assert list(tmp_path.iterdir()) == []
 
 

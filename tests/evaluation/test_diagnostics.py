@@ -70,7 +70,8 @@ def test_structure_is_scikit_learns(trained: tuple) -> None:
     assert found["ari"] == pytest.approx(adjusted_rand_score(TRUTH[known], labels[known]))
     assert found["silhouette"] == pytest.approx(silhouette_score(server.means[known], labels[known]))
     nothing = diagnostics.structure(replace(server, labels=torch.full((6,), -1)), TRUTH)
-    assert nothing == {"cluster_purity": None, "ari": None, "silhouette": None}
+    assert nothing == {"cluster_purity": None, "clusters": None, "ari": None, "silhouette": None}
+    assert found["clusters"] == server.in_use == 2
     blind = diagnostics.structure(server, torch.full((6,), -1))
     assert blind["cluster_purity"] is None
     assert blind["ari"] is None

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedvpa.methods import clustering
-from fedvpa.methods.clustering import Clusters
+from fedvpa.methods.clustering import Clusters, choose_clusters
 
 
 @given(st.integers(4, 24), st.integers(1, 4), st.sampled_from(["equal", "bounded", "none"]), st.integers(0, 1000))
@@ -89,3 +89,13 @@ def test_matching_keeps_indices(order: list[int], seed: int) -> None:
     found = clustering.relabel(Clusters(place[truth], moved), anchors)
     assert (found.labels == truth).all()
     torch.testing.assert_close(found.centroids, centroids)
+
+
+@pytest.mark.parametrize("groups", [2, 3, 5, 8])
+def test_the_number_of_clusters_is_found_where_they_are_apart(groups: int) -> None:
+    g = torch.Generator().manual_seed(groups)
+    centres = 6 * torch.nn.functional.normalize(torch.randn(groups, 16, generator=g), dim=-1)
+    means = centres[torch.arange(60) % groups] + 0.4 * torch.randn(60, 16, generator=g)
+    assert choose_clusters(means, "bounded", g) == groups
+    assert choose_clusters(means, "bounded", g, most=2) == 2
+    assert choose_clusters(means[:2], "none", g) == 1

@@ -273,6 +273,33 @@ def test_warm_up_then_clusters_that_keep_their_numbers(form: str) -> None:
             torch.testing.assert_close(server.spread[k], second.mean(0) - server.centroids[k] ** 2)
 
 
+@pytest.mark.parametrize("name", ["fedvpa-gp", "fedvpl", "fedvpl+ortho"])
+def test_clusters_out_of_use_stay_at_the_origin(name: str) -> None:
+    config = settings(federation__rounds=8, federation__sampled_clients=6, method__prototypes="auto")
+    prepared = world(config)
+    method = method_of(prepared, name)
+    assert method.setup.clusters == 6  # 8, but there are 6 clients
+    seen: list[Any] = []
+    training = rounds.train(method, config, prepared.clients, callback=lambda report, state: seen.append(state.server))
+    used = seen[3].in_use
+    assert 2 <= used <= 5
+    for server in seen[3:]:
+        assert server.in_use == used
+        assert (server.shares[used:] == 0).all()
+        assert (server.centroids[used:] == 0).all()
+        assert server.labels.max() < used
+        torch.testing.assert_close(server.shares.sum(), torch.tensor(1.0).double())
+        if method.use_ortho:
+            assert (server.theta["prototypes"][used:] == 0).all()
+            assert (server.theta["prototypes"][:used] != 0).any(-1).all()
+    assert all(v.isfinite().all() for v in training.server.theta.values())
+    predictor = method.predictor(training.server, prepared.pool)
+    panel = prepared.panels["unseen"]
+    for how in ("amortised", "mixture", "refined"):
+        assert predictor.predict(predictor.infer(panel.context(4), how), panel.query).isfinite().all()
+    assert (predictor.infer(panel.context(4), "mixture").log_weights[:, used:] == float("-inf")).all()
+
+
 def test_a_client_with_one_pair_asks_it_under_an_empty_context() -> None:
     scene = Scene(method__samples=64)
     x, real = scene.batch.x[:, [0, 10]], torch.ones(4, 1, dtype=torch.bool)

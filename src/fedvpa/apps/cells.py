@@ -1,4 +1,5 @@
-"""One cell of a comparison: a method and a seed, run in whatever process and kept in two files."""
+"""One cell of a comparison or a study: a configuration, a method and a seed, run in whatever process and kept in two
+files, the JSON last and atomically: where it is, the cell is finished."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from threadpoolctl import threadpool_limits
 
+from fedvpa.apps.runs import environment
 from fedvpa.apps.stopping import Interrupted
 from fedvpa.apps.training import load, round_record
 from fedvpa.config import ExperimentConfig, parse_config
@@ -33,7 +36,8 @@ from fedvpa.preferences.schema import Pair
 stop = threading.Event()
 """Asks cells that run in this process to end after the round."""
 
-_parent: int | None = None
+
+_IRRELEVANT: Any = {"output": True, "evaluation": {"bootstrap", "every"}, "federation": {"device"}}
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,22 @@ class Cell:
         return f"{self.method}, seed {self.seed}"
 
     def file(self, folder: Path) -> Path:
-        """The cell's JSON; it is written last, so where it is, the cell is finished."""
+        """The cell's JSON in the folder of a comparison, which has one configuration."""
         return folder / f"{self.method}-seed{self.seed}.json"
+
+    def address(self, config: ExperimentConfig) -> str:
+        """20 hex digits of what decides the cell's result: the resolved configuration, the method and the seed.
+
+        Where files go, how intervals are resampled and how often training is watched do not enter. The version of the
+        code does not either: a finished cell names the commit that made it.
+        """
+        tree = self.config(config).model_dump(mode="json", exclude=_IRRELEVANT)
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:20]
+
+    def config(self, config: ExperimentConfig) -> ExperimentConfig:
+        """The configuration with this cell's method and seed."""
+        method = config.method.model_copy(update={"name": self.method})
+        return config.model_copy(update={"method": method, "seed": self.seed})
 
 
 @dataclass(frozen=True)
@@ -59,6 +77,8 @@ class Finished:
         rows, switching, figures: as in `MethodRun`; metrics: records of ``metrics.jsonl``.
         scores: one per row; pool: digest of the pairs that they refer to.
         seconds: wall clock of training and measuring.
+        config: the resolved configuration; environment: versions, hardware, commit and date.
+        notes: what must be said wherever a result of these data is shown.
     """
 
     rows: list[dict[str, Any]]
@@ -68,14 +88,23 @@ class Finished:
     scores: list[PairScores]
     pool: str
     seconds: float
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    notes: list[str]
 
 
 def start_worker(threads: int, parent: int) -> None:
-    """Called once in each worker process: Ctrl-C is the parent's business, and a lost parent ends the work."""
-    global _parent
+    """Called once in each worker process: Ctrl-C is the parent's business, and a lost parent ends the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     limit_threads(threads)
-    _parent = parent
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process as soon as its parent is gone (kill -9); what it was about to write is not there at all."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def limit_threads(threads: int) -> None:
@@ -84,26 +113,28 @@ def limit_threads(threads: int) -> None:
     threadpool_limits(threads)
 
 
-def run_cell(config_json: str, cell: Cell, folder: Path) -> float | None:
+def run_cell(config_json: str, cell: Cell, path: Path, lean: bool = False) -> float | None:
     """Runs one cell and writes its files; returns the default accuracy on unseen users (else on seen ones).
 
     Args:
         config_json: the configuration; its seed and method are replaced by the cell's.
-        folder: the run's ``cells/``.
+        path: the JSON that the cell leaves; its arrays go beside it.
+        lean: leave out the report's figures and the rounds' records, which a study has no use for.
     """
-    prepared = _prepared(config_json, cell.seed)
-    config = prepared.config
-    config = config.model_copy(update={"method": config.method.model_copy(update={"name": cell.method})})
+    config = cell.config(parse_config(json.loads(config_json)))
+    prepared = replace(_prepared(data_part(config)), config=config)
     metrics: list[dict[str, Any]] = []
     began = time.perf_counter()
 
     def on_round(report: RoundReport, _: TrainingState, values: Mapping[str, Any] | None) -> None:
         metrics.append(round_record(config, report, values))
-        if stop.is_set() or (_parent is not None and os.getppid() != _parent):
+        if stop.is_set():
             raise Interrupted(signal.SIGINT, "go on with --resume")
 
     measured = run_method(prepared, cell.method, on_round=on_round)
-    _write(cell.file(folder), measured, metrics, _digest(prepared.data.pairs), time.perf_counter() - began)
+    if lean:
+        measured.figures, metrics = {}, []
+    _write(path, prepared, measured, metrics, time.perf_counter() - began)
     size = config.federation.context_pairs
     shown = {
         r["population"]: r["accuracy"] for r in measured.rows if r["default"] and r["context_size"] in (size, None)
@@ -111,11 +142,25 @@ def run_cell(config_json: str, cell: Cell, folder: Path) -> float | None:
     return shown.get("unseen", shown.get("seen"))
 
 
+def data_part(config: ExperimentConfig) -> str:
+    """What decides a cell's data as tensors; cells with the same part that follow each other share them."""
+    populations = {"clients", "unseen_clients", "validation_clients", "device", "dtype"}
+    keep: Any = {
+        "seed": True,
+        "data": True,
+        "backbone": True,
+        "federation": populations,
+        "evaluation": {"context_sizes"},
+        "output": {"cache"},
+    }
+    tree = config.model_dump(mode="json", include=keep)
+    tree["federation"]["sampled_clients"] = 1  # no part of the data, but never more than there are clients
+    return json.dumps(tree, sort_keys=True)
+
+
 @lru_cache(maxsize=1)
-def _prepared(config_json: str, seed: int) -> Prepared:
-    """Cells of one seed that follow each other share their data."""
-    config = parse_config(json.loads(config_json)).model_copy(update={"seed": seed})
-    return load(config)[0]
+def _prepared(part: str) -> Prepared:
+    return load(parse_config(json.loads(part)))[0]
 
 
 @lru_cache(maxsize=1)
@@ -123,18 +168,29 @@ def _digest(pairs: tuple[Pair, ...]) -> str:
     return hashlib.sha256(" ".join(p.key for p in pairs).encode()).hexdigest()
 
 
-def _write(path: Path, measured: MethodRun, metrics: list[dict[str, Any]], pool: str, seconds: float) -> None:
+def _write(
+    path: Path,
+    prepared: Prepared,
+    measured: MethodRun,
+    metrics: list[dict[str, Any]],
+    seconds: float,
+) -> None:
     used = np.any([s.weight > 0 for s in measured.scores], axis=0)
+    weight, column = np.unique([s.weight[used] for s in measured.scores], axis=0, return_inverse=True)
     arrays = {
         "pairs": np.flatnonzero(used).astype(np.int64),
-        "weight": np.stack([s.weight[used] for s in measured.scores]),
+        "weight": weight,
+        "weight_row": column.reshape(-1).astype(np.int64),
         "correct": np.stack([s.correct[used] for s in measured.scores]),
     }
     blob = save_arrays(arrays)
     write_bytes(path.with_suffix(".safetensors"), blob)
     tree = {
         "sha256": hashlib.sha256(blob).hexdigest(),
-        "pool": pool,
+        "config": prepared.config.model_dump(mode="json", exclude={"output"}),
+        "notes": prepared.data.notes,
+        "environment": {**environment(), "date": datetime.now(UTC).date().isoformat()},
+        "pool": _digest(prepared.data.pairs),
         "pool_size": len(used),
         "seconds": seconds,
         "rows": measured.rows,
@@ -153,22 +209,21 @@ def read_cell(path: Path) -> Finished | None:
         if hashlib.sha256(blob).hexdigest() != tree["sha256"]:
             return None
         arrays, size = load_arrays(blob), tree["pool_size"]
+        weights = [_spread(arrays["pairs"], w, size) for w in arrays["weight"]]
         scores = [
-            PairScores(_spread(arrays["pairs"], w, size), _spread(arrays["pairs"], c, size))
-            for w, c in zip(arrays["weight"], arrays["correct"], strict=True)
+            PairScores(weights[row], _spread(arrays["pairs"], correct, size))
+            for row, correct in zip(arrays["weight_row"], arrays["correct"], strict=True)
         ]
-        kept = {k: tree[k] for k in ("rows", "switching", "figures", "metrics", "pool", "seconds")}
+        kept = {k: tree[k] for k in _KEPT}
         return Finished(scores=scores, **kept)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError):
         return None
+
+
+_KEPT = ("rows", "switching", "figures", "metrics", "pool", "seconds", "config", "environment", "notes")
 
 
 def _spread(pairs: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
     full = np.zeros(size)
     full[pairs] = values
     return full
-
-
-def config_json(config: ExperimentConfig) -> str:
-    """The configuration as text, which a worker process can be sent."""
-    return config.model_dump_json()

@@ -176,6 +176,7 @@ def compare(
     """
     settings = load_config(config, overrides or ())
     from fedvpa.apps import comparing
+    from fedvpa.apps.executor import explain
     from fedvpa.apps.runs import check_folder
 
     names = comparing.parse_methods(methods)
@@ -184,8 +185,55 @@ def compare(
     outcome = comparing.compare(settings, names, seeds, run, _console(), jobs, threads)
     _show(outcome.results, settings, folder, as_json)
     for cell, error in outcome.failures.items():
-        _fail(f"{cell}: {comparing.explain(error)}", 1)
+        _fail(f"{cell}: {explain(error)}", 1)
     if outcome.failures:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog=_examples(
+        "fedvpa study configs/studies/02-collapse.yaml --plan",
+        "fedvpa study configs/studies/02-collapse.yaml --quick --out out/quick/collapse",
+        "fedvpa study configs/studies/02-collapse.yaml --out out/studies/collapse",
+    )
+)
+def study(
+    study: Annotated[Path, typer.Argument(help="A YAML file, such as those in configs/studies/.", metavar="STUDY")],
+    overrides: Overrides = None,
+    out: Out = None,
+    cells: Annotated[
+        Path | None,
+        typer.Option(help="Where finished cells are kept, for all studies; by default beside the study's folder."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds, instead of the study's.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The reduced study.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the cells and the estimate; run nothing.")] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Cells at a time; by default one per core.", show_default=False)
+    ] = None,
+    as_json: Json = None,
+) -> None:
+    """Run a grid of methods, settings and seeds; write one table, the figures, and which claims hold.
+
+    A finished cell is never run again, whatever study it was run for; after an interruption run the same command again.
+    """
+    from fedvpa.apps import studying
+    from fedvpa.apps.executor import explain
+    from fedvpa.reporting.study_tables import print_study
+
+    folder = out or Path("runs") / f"{study.stem}{'-quick' if quick else ''}"
+    work = studying.plan(study, overrides or (), cells or folder.parent / "cells", quick, seeds, jobs)
+    studying.announce(work, Console() if plan else _console(), every_cell=plan)
+    if plan:
+        return
+    summary, failures = studying.study(work, folder, _console())
+    print_study(summary, Console())
+    Console(soft_wrap=True).print(f"Study: {folder / studying.SUMMARY}", highlight=False)
+    if as_json is not None:
+        _write_json(as_json, summary)
+    for task, error in failures.items():
+        _fail(f"{task.label}: {explain(error)}", 1)
+    if failures:
         raise typer.Exit(1)
 
 

@@ -31,7 +31,7 @@ from fedvpa.reporting.html import write_report
 
 CONFIG, RESULTS, METRICS, REPORT = "config.yaml", "results.json", "metrics.jsonl", "report.html"
 CHECKPOINTS, CELLS, EVENTS, FAILURES = "checkpoints", "cells", "tensorboard", "failures.log"
-_LOCK = ".lock"
+LOCK = ".lock"
 # Results go first, so that a removal that is cut short leaves no run that looks finished; the configuration, by which
 # a run is known, goes last.
 _OWNED = (RESULTS, REPORT, METRICS, "model.safetensors", "model.json", CHECKPOINTS, CELLS, EVENTS, FAILURES, CONFIG)
@@ -70,7 +70,7 @@ def check_folder(
         raise UserError("is a file", "name a folder with --out", file=path)
     if not path.exists() and resume:
         raise UserError("no run to resume", "check --out, or leave --resume away", file=path)
-    if not path.exists() or not any(p.name != _LOCK for p in path.iterdir()):
+    if not path.exists() or not any(p.name != LOCK for p in path.iterdir()):
         return RunFolder(path, "new")
     if not (overwrite or resume):
         raise UserError("the folder is not empty", "choose another --out, or give --overwrite or --resume", file=path)
@@ -125,16 +125,7 @@ def opened(run: RunFolder, config: ExperimentConfig, kind: Kind) -> Iterator[Pat
     Raises:
         UserError: another process is writing there, or the folder cannot be written.
     """
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        lock = (run.path / _LOCK).open("w")
-    except OSError as e:
-        raise UserError(f"cannot be written ({e.strerror})", "choose another --out", file=run.path) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError("another process is writing here", "wait for it, or end it", file=run.path) from None
+    with locked(run.path):
         if run.mode == "overwrite":
             for name in _OWNED:
                 _remove(run.path / name)
@@ -143,7 +134,27 @@ def opened(run: RunFolder, config: ExperimentConfig, kind: Kind) -> Iterator[Pat
         if run.mode != "resume":
             write_text(run.path / CONFIG, config.to_yaml())
         yield run.path
-        (run.path / _LOCK).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Makes a folder and holds it against other processes.
+
+    Raises:
+        UserError: another process is writing there, or the folder cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / LOCK).open("w")
+    except OSError as e:
+        raise UserError(f"cannot be written ({e.strerror})", "choose another --out", file=path) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError("another process is writing here", "wait for it, or end it", file=path) from None
+        yield
+        (path / LOCK).unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:
@@ -204,10 +215,21 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         "platform": platform.platform(),
+        "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "commit": _commit(),
     }
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _commit() -> str | None:

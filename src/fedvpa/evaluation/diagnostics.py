@@ -52,7 +52,12 @@ def structure(state: ServerState, groups: Tensor) -> dict[str, float | None]:
     """
     known = state.labels >= 0
     labels, truth, means = state.labels[known], groups[known], state.means[known]
-    result: dict[str, float | None] = {"cluster_purity": metrics.purity(labels, truth), "ari": None, "silhouette": None}
+    result: dict[str, float | None] = {
+        "cluster_purity": metrics.purity(labels, truth),
+        "clusters": float(state.in_use) if known.any() else None,
+        "ari": None,
+        "silhouette": None,
+    }
     if (truth >= 0).any():
         result["ari"] = float(adjusted_rand_score(truth.numpy(), labels.numpy()))
     if 1 < len(labels.unique()) < len(labels):

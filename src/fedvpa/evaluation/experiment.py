@@ -18,6 +18,7 @@ from fedvpa.evaluation.protocol import Panel, make_panel, measure, measure_leaki
 from fedvpa.federation.moments import Standardizer, client_moments, combine
 from fedvpa.federation.rounds import Callback, ClientData, RoundReport, TrainingState, start, train
 from fedvpa.methods.base import Method, Pool, Predictor, Setup, torch_dtype
+from fedvpa.methods.clustering import MOST
 from fedvpa.methods.fedbt import CommonPredictor
 from fedvpa.methods.fedpdpo import HeadPredictor
 from fedvpa.methods.fedvpa_gp import LatentPredictor
@@ -80,7 +81,8 @@ class Prepared:
 
 def clusters_of(config: ExperimentConfig, clients: int, groups: int = 0) -> int:
     """M: as configured, else the number of true groups where it is known."""
-    return min(config.method.prototypes or groups or DEFAULT_CLUSTERS, clients)
+    wanted = config.method.prototypes
+    return min(MOST if wanted == "auto" else wanted or groups or DEFAULT_CLUSTERS, clients)
 
 
 def prepare(

@@ -66,6 +66,7 @@ class Row(_Strict):
     same_group_weight: float | None = Field(
         None, description="Prior weight on peers of the same true group (known in simulation only)."
     )
+    clusters: float | None = Field(None, description="M, the number of clusters in use (chosen, with `auto`).")
     ari: float | None = Field(None, description="Adjusted Rand index of clusters against true groups.")
     silhouette: float | None = Field(None, description="Silhouette of the posterior means by cluster.")
     flip_rate_at_init: float | None = Field(None, description="`flip_rate` before training.")

@@ -6,7 +6,16 @@ from typing import ClassVar
 
 import torch
 
-from fedvpa.methods.base import ClientBatch, Download, LocalNoise, Private, Upload, drop_features, local_optimizer
+from fedvpa.methods.base import (
+    ClientBatch,
+    Download,
+    LocalNoise,
+    Private,
+    Upload,
+    descend,
+    drop_features,
+    local_optimizer,
+)
 from fedvpa.methods.fedvpl import FedVPL
 from fedvpa.preferences.seeding import generator
 from fedvpa.variational.selector import Theta
@@ -47,9 +56,7 @@ class CentralVPL(FedVPL):
                 theta, {}, part, context, noise.normal[users, step], noise.gumbel[users, step], download
             )
             loss = terms.total(self.beta(download), self.m.lambda_, self.m.mixture_loss, self.m.cluster_loss).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            descend(loss, optimizer)
         metrics = {"loss": loss.detach(), **{k: v.detach().mean() for k, v in terms._asdict().items()}}
         return Upload(
             batch.ids,

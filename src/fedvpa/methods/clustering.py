@@ -9,6 +9,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+FEWEST, MOST = 2, 8
+"""The numbers of clusters among which `choose_clusters` chooses."""
+
 Balance = Literal["equal", "bounded", "none"]
 
 
@@ -91,6 +94,24 @@ def balanced_kmeans(
     starts += [kmeans_plusplus(x, clusters, random_state=seed + r)[0].copy() for r in range(restarts)]
     labels, centroids, _ = min((_lloyd(x, s, low, high, steps) for s in starts), key=lambda run: run[2])
     return Clusters(torch.from_numpy(labels), torch.from_numpy(centroids).to(means.dtype))
+
+
+def choose_clusters(means: Tensor, balance: Balance, generator: torch.Generator, most: int = MOST) -> int:
+    """M by the largest mean silhouette (Rousseeuw 1987) of the users' posterior means over M = 2 .. `most`; the
+    smallest of equals. It needs no label, no density in 32 dimensions, and nothing that the server does not hold.
+
+    Args:
+        means: (users, dim).
+    """
+    from sklearn.metrics import silhouette_score
+
+    x, best, chosen = means.double().cpu().numpy(), -np.inf, 1
+    for clusters in range(FEWEST, min(most, len(x) - 1) + 1):
+        labels = balanced_kmeans(means, clusters, balance, generator, restarts=10).labels.numpy()
+        score = silhouette_score(x, labels) if len(np.unique(labels)) > 1 else -np.inf
+        if score > best + 1e-9:
+            best, chosen = score, clusters
+    return chosen
 
 
 def match(centroids: Tensor, anchors: Tensor) -> Tensor:

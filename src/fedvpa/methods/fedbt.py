@@ -19,6 +19,7 @@ from fedvpa.methods.base import (
     ServerState,
     Setup,
     Upload,
+    descend,
     drop_features,
     local_optimizer,
     stack_theta,
@@ -103,9 +104,7 @@ class FedBT:
                 part = batch.take(noise.rank[:, step].argsort(-1)[:, : f.batch_pairs])
             part = drop_features(part, noise.keep[:, step])
             loss = bradley_terry({**theta, **mine}, difference(theta, part.x), part.base_logit, part.y, part.mask)
-            optimizer.zero_grad()
-            loss.sum().backward()
-            optimizer.step()
+            descend(loss, optimizer)
         return loss.detach()
 
     def upload(self, theta: Theta, batch: ClientBatch, loss: Tensor, model: Tensor | None = None) -> Upload:

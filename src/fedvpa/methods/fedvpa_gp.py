@@ -22,13 +22,15 @@ from fedvpa.methods.base import (
     ServerState,
     Setup,
     Upload,
+    by_row,
+    descend,
     drop_features,
     local_optimizer,
     log_counts,
     select,
     stack_theta,
 )
-from fedvpa.methods.clustering import Clusters, balanced_kmeans, relabel
+from fedvpa.methods.clustering import Clusters, balanced_kmeans, choose_clusters, relabel
 from fedvpa.variational import encoder, gaussian, inference, objective, prior, prototypes
 from fedvpa.variational.gaussian import Gaussian
 from fedvpa.variational.inference import INFERENCES, Particles
@@ -115,23 +117,29 @@ class FedVPAGP:
         found = self.find_clusters(state, theta, means[known], known, generator) if begin else None
         if found is None:
             return state.advance(theta=theta, means=means, variances=variances, counts=counts)
-        if not state.clustered and self.use_ortho and self.m.ortho == "ours":
-            theta = {**theta, "prototypes": prototypes.prototypes_from_centroids(found.centroids, self.m.kappa)}
+        # Clusters out of use (`prototypes: auto`) have share 0 and stay at the origin, where no loss and no inference
+        # moves them.
+        used = len(found.centroids)
+        centroids = torch.zeros_like(state.centroids)
+        centroids[:used] = found.centroids
+        if not state.clustered and self.use_ortho:
+            theta = {**theta, "prototypes": self.first_prototypes(theta["prototypes"], found.centroids)}
         labels = torch.full_like(state.labels, -1)
         labels[known] = found.labels
         member = torch.nn.functional.one_hot(found.labels, m).to(means.dtype)
         sizes = member.sum(0)
-        within = variances[known] + (means[known] - found.centroids[found.labels]) ** 2
+        within = variances[known] + (means[known] - centroids[found.labels]) ** 2
+        # An empty cluster keeps the weight of half a user: it stays possible, but improbable.
+        weight = torch.where(torch.arange(m) < used, sizes.clamp(min=0.5), 0.0)
         return state.advance(
             theta=theta,
             means=means,
             variances=variances,
             counts=counts,
             labels=labels,
-            centroids=found.centroids,
+            centroids=centroids,
             spread=(member.T @ within) / sizes.clamp(min=1).unsqueeze(-1),
-            # An empty cluster keeps the weight of half a user: it stays possible, but improbable.
-            shares=sizes.clamp(min=0.5) / sizes.clamp(min=0.5).sum(),
+            shares=weight / weight.sum(),
             clustered=True,
         )
 
@@ -140,17 +148,32 @@ class FedVPAGP:
     ) -> Clusters | None:
         """Clusters of the users whose posteriors are known, numbered like their prototypes; None: too few users.
 
+        All M are in use, or with `prototypes: auto` as many as the first clustering chose.
+
         Args:
             means: (users, dim) of the users that `known` (clients,) marks.
         """
         m, first = self.setup.clusters, not state.clustered
         if len(means) < m:
             return None
-        start = None if first else state.centroids
+        if self.m.prototypes == "auto":
+            m = choose_clusters(means, self.m.cluster_balance, generator, m) if first else state.in_use
+        start = None if first else state.centroids[:m]
         found = balanced_kmeans(means, m, self.m.cluster_balance, generator, start, 10 if first else 1)
         if self.use_ortho and not (first and self.m.ortho == "ours"):
-            return relabel(found, theta["prototypes"])
-        return found if first else relabel(found, state.centroids)
+            return relabel(found, theta["prototypes"][:m])
+        return found if first else relabel(found, state.centroids[:m])
+
+    def first_prototypes(self, given: Tensor, centroids: Tensor) -> Tensor:
+        """The prototypes when clustering begins: the centroids scaled (ours) or as they are; zero where out of use.
+
+        Args:
+            given: (M, dim); centroids: (M in use, dim).
+        """
+        begun = given[: len(centroids)]
+        if self.m.ortho == "ours":
+            begun = prototypes.prototypes_from_centroids(centroids, self.m.kappa)
+        return torch.cat([begun, torch.zeros_like(given[len(centroids) :])])
 
     # Client --------------------------------------------------------------------------------------------------------
 
@@ -219,7 +242,10 @@ class FedVPAGP:
         x = self.experts(theta, d, batch.y)
         q = self.pool(x, context)
         z = gaussian.sample(q, normal)
-        fit = objective.reconstruction(score(theta, d, z, batch.base_logit), batch.y, query)
+        # One product scores the pairs under the samples and, where in use, under the prototypes.
+        latents = torch.cat([z, theta["prototypes"]], -2) if download.ortho_active else z
+        scores = score(theta, d, latents, batch.base_logit)
+        fit = objective.reconstruction(scores[..., : z.shape[-2], :], batch.y, query)
         zero = torch.zeros_like(fit)
         notes = {"mean_norm": q.mean.detach().norm(dim=-1), "effective_components": zero}
 
@@ -237,7 +263,7 @@ class FedVPAGP:
             apart = prototypes.separation(theta["prototypes"], m.kappa, m.ortho)
             to_own = prototypes.pull(q.mean, z, theta["prototypes"], label.clamp(min=0), m.kappa, m.ortho)
             ortho = torch.where(label >= 0, to_own, 0.0) + m.gamma * apart
-            logits = score(theta, d, theta["prototypes"], batch.base_logit)
+            logits = scores[..., z.shape[-2] :, :]
             log_r = objective.responsibilities(logits, batch.y, context, download.shares.log())
             if m.expert_evidence > 0:
                 evidence = inference.expert_evidence(x, theta["prototypes"], context)
@@ -314,9 +340,7 @@ class FedVPAGP:
                 theta, private, part, context, noise.normal[:, step], noise.gumbel[:, step], download
             )
             loss = terms.total(beta, m.lambda_, m.mixture_loss, m.cluster_loss)
-            optimizer.zero_grad()
-            loss.sum().backward()
-            optimizer.step()
+            descend(loss, optimizer)
         metrics = {"loss": loss, **terms._asdict(), **notes}
         upload = Upload(
             batch.ids,
@@ -384,7 +408,11 @@ class LatentPredictor:
 
     @torch.no_grad()
     def predict(self, users: Particles, index: Tensor) -> Tensor:
-        return inference.predictive(self.theta, users, *self._rows(index))
+        def values(some: slice, rows: Tensor) -> Tensor:
+            d, base = self._rows(rows)
+            return inference.predictive(self.theta, Particles(users.z[some], users.log_weights[some]), d, base)
+
+        return by_row(index, values)
 
     def rows(self, users: Particles, order: Tensor) -> Particles:
         return select(users, order)

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedvpa.methods.base import Context, Pool, Setup
-from fedvpa.methods.supervised import INVERSE_DECAYS, Labelled, linear_bradley_terry
+from fedvpa.methods.base import Context, Pool, Setup, by_row
+from fedvpa.methods.supervised import INVERSE_DECAYS, Labelled, accuracy, linear_bradley_terry
 from fedvpa.preferences.schema import Client, FederatedPreferences
 from fedvpa.preferences.seeding import generator
 
@@ -39,6 +39,7 @@ class LocalPredictor:
 
     def __init__(self, pool: Pool, validation: tuple[Client, ...], seed: int) -> None:
         self.pool, self.validation, self.seed = pool, validation, seed
+        self.difference = pool.x[:, 0] - pool.x[:, 1]
         self.chosen: dict[int, float] = {}
         self.nobody = pool.x.new_zeros(pool.x.shape[-1])
 
@@ -53,12 +54,8 @@ class LocalPredictor:
         for client in self.validation:
             order = torch.randperm(len(client.train), generator=generator(self.seed, "local", client.client_id))[:size]
             w = linear_bradley_terry(self.pool, Labelled(client.train.index[order], client.train.y[order]), c)
-            hits.append(float(((self._scores(w, client.test.index) > 0) == (client.test.y > 0)).double().mean()))
+            hits.append(accuracy(self.difference @ w, Labelled(client.test.index, client.test.y)))
         return sum(hits) / max(len(hits), 1)
-
-    def _scores(self, w: Tensor, index: Tensor) -> Tensor:
-        """Scores (..., n) of the pairs `index` (..., n) under w (..., D)."""
-        return ((self.pool.x[index, 0] - self.pool.x[index, 1]) @ w.unsqueeze(-1)).squeeze(-1)
 
     def infer(self, context: Context, how: str = "none", groups: Tensor | None = None) -> Any:
         heads = []
@@ -71,7 +68,7 @@ class LocalPredictor:
         return torch.stack(heads)
 
     def predict(self, users: Any, index: Tensor) -> Tensor:
-        return torch.sigmoid(self._scores(users, index))
+        return torch.sigmoid(by_row(index, lambda some, rows: users[some] @ self.difference[rows].T))
 
     def rows(self, users: Any, order: Tensor) -> Any:
         return users[order]

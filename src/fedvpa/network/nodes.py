@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -70,8 +70,14 @@ class Nodes:
         mine = [u for u in reply.users if u in self.enrolled and u not in elsewhere]
         self.held[node] = tuple(mine)
 
-    def exchange(self, kind: str, contents: dict[int, RecordDict], round: int) -> dict[int, RecordDict]:
-        """Sends a message to each node and waits for the answers, `network.timeout` seconds at most."""
+    def exchange(
+        self, kind: str, contents: dict[int, RecordDict], round: int, users: Mapping[int, tuple[str, ...]] | None = None
+    ) -> dict[int, RecordDict]:
+        """Sends a message to each node and waits for the answers, `network.timeout` seconds at most.
+
+        Args:
+            users: per node the users that the message is about, to be named if no answer comes.
+        """
         if not contents:
             return {}
         timeout = self.limits.timeout
@@ -89,6 +95,7 @@ class Nodes:
         for node in contents:
             if node not in answers:
                 why = failed.get(node, "")
-                self.faults.add(round, "failed" if why else "silent", f"{kind}: {why}", node=node)
+                about = (users or {}).get(node, ())
+                self.faults.add(round, "failed" if why else "silent", f"{kind}: {why}", about, node)
                 self.say(f"round {round + 1}: node {node}: {why[:200] or 'no answer in time'}")
         return {node: answers[node] for node in sorted(answers)}

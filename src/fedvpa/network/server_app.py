@@ -186,12 +186,11 @@ class Server:
 
     def _ask(self, ids: Tensor, download: Download, fields: Fields) -> list[Upload]:
         """Sound uploads of the clients `ids`, one per node."""
-        round, contents = download.round, {}
-        tasks = self._tasks(ids, download)
-        for node, task in tasks.items():
-            contents[node] = write_task(task)
+        round, tasks = download.round, self._tasks(ids, download)
+        contents = {node: write_task(task) for node, task in tasks.items()}
+        about = {node: task.users for node, task in tasks.items()}
         sound = []
-        for node, content in self.nodes.exchange(TRAIN, contents, round).items():
+        for node, content in self.nodes.exchange(TRAIN, contents, round, about).items():
             task = tasks[node]
             reply = self._read(content, fields, task, node)
             if reply is None:
@@ -255,8 +254,9 @@ class Server:
         fields = messages.evaluate_fields(inferences)
         tasks = self._tasks(torch.arange(len(session.users)), download)
         contents = {node: write_evaluation(task, state.server) for node, task in tasks.items()}
+        about = {node: task.users for node, task in tasks.items()}
         rows = []
-        for node, content in self.nodes.exchange(EVALUATE, contents, round).items():
+        for node, content in self.nodes.exchange(EVALUATE, contents, round, about).items():
             reply = self._read(content, fields, tasks[node], node)
             if reply is None:
                 continue

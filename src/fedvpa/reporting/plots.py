@@ -158,7 +158,7 @@ def accuracy_by_round(metrics: Sequence[Mapping[str, Any]], methods: Sequence[st
     groups = list(dict.fromkeys(g for r in records for g in (r["validation"]["group_accuracy"] or {})))
 
     def paint(figure: Figure) -> None:
-        for ax, method in zip(_panels(figure, len(methods)), methods, strict=False):
+        for ax, method in zip(panels(figure, len(methods)), methods, strict=False):
             own = [r for r in records if r["method"] == method]
             for i, group in enumerate(groups):
                 series = [(r["round"], (r["validation"]["group_accuracy"] or {}).get(group)) for r in own]
@@ -175,9 +175,9 @@ def accuracy_by_round(metrics: Sequence[Mapping[str, Any]], methods: Sequence[st
             ax.set_title(label(method))
         figure.supxlabel("round", fontsize=10)
         figure.supylabel("validation accuracy (dashed: chance)", fontsize=10)
-        _shared_legend(figure)
+        shared_legend(figure)
 
-    return draw("rounds", alt, _grid_height(len(methods)), paint)
+    return draw("rounds", alt, grid_height(len(methods)), paint)
 
 
 def _band(ax: Axes, series: Iterable[tuple[int, float | None]], **style: Any) -> None:
@@ -207,7 +207,7 @@ def loss_shares(
     hatches = ("", "///", "", "\\\\\\")
 
     def paint(figure: Figure) -> None:
-        for ax, method in zip(_panels(figure, len(methods)), methods, strict=True):
+        for ax, method in zip(panels(figure, len(methods)), methods, strict=True):
             rounds, shares = term_shares([m for m in metrics if m["method"] == method], weights)
             areas = ax.stackplot(
                 rounds, shares, colors=PALETTE[: len(weights)], alpha=0.75, labels=[TERMS[w] for w in weights]
@@ -218,9 +218,9 @@ def loss_shares(
             ax.set_title(label(method))
         figure.supxlabel("round", fontsize=10)
         figure.supylabel("share of the loss", fontsize=10)
-        _shared_legend(figure)
+        shared_legend(figure)
 
-    return draw("losses", alt, _grid_height(len(methods)), paint)
+    return draw("losses", alt, grid_height(len(methods)), paint)
 
 
 TERMS = {
@@ -277,10 +277,10 @@ def cost(rows: Sequence[Mapping[str, Any]], alt: str) -> str:
     return draw("cost", alt, 1.2 + 0.42 * len(rows), paint)
 
 
-def _panels(figure: Figure, count: int) -> list[Axes]:
-    """Small multiples with shared axes, in at most two columns."""
+def panels(figure: Figure, count: int, share_y: bool = True) -> list[Axes]:
+    """Small multiples with shared axes, in at most two columns; without `share_y` each has its own y axis."""
     columns = min(2, count)
-    grid = figure.subplots(math.ceil(count / columns), columns, sharex=True, sharey=True, squeeze=False).ravel()
+    grid = figure.subplots(math.ceil(count / columns), columns, sharex=True, sharey=share_y, squeeze=False).ravel()
     for ax in grid[count:]:
         ax.set_axis_off()
     if count < len(grid):
@@ -288,10 +288,12 @@ def _panels(figure: Figure, count: int) -> list[Axes]:
     return list(grid[:count])
 
 
-def _grid_height(count: int) -> float:
+def grid_height(count: int) -> float:
+    """Inches for `count` small multiples."""
     return 3.6 if count == 1 else 0.9 + 2.1 * math.ceil(count / 2)
 
 
-def _shared_legend(figure: Figure) -> None:
+def shared_legend(figure: Figure) -> None:
+    """One legend for all panels, each entry once."""
     entries = {text: handle for ax in figure.axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(entries.values(), entries.keys(), loc="outside upper left", ncols=min(3, len(entries)))

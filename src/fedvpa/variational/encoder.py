@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fedvpa.variational.gaussian import Gaussian
+from fedvpa.variational.kernels import affine, mirrored_gelu
 
 Pooling = Literal["poe", "mean", "attention"]
 LOG_PRECISION_LIMIT = 4.0
@@ -29,41 +30,14 @@ class Experts(NamedTuple):
     score: Tensor
 
 
-class _StackedAffine(torch.autograd.Function):
-    """x W^T + b for a stack of clients, (K, rows, inputs) and (K, outputs, inputs).
-
-    The gradient of W is a GEMM that writes W's own layout. Autograd's formula yields the transpose, and copying that
-    into place costs about as much as the forward GEMM.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        to_x = gradient @ weight if ctx.needs_input_grad[0] else None
-        return to_x, gradient.mT @ x, gradient.sum(-2)
-
-
 def linear(x: Tensor, theta: Mapping[str, Tensor], name: str) -> Tensor:
-    """Affine map with parameters that may carry the same leading (client) dimensions as `x`.
+    """Affine map with parameters that may carry the same leading (client) dimension as `x`.
 
     Args:
         x: (..., rows, inputs)
         theta: holds ``name.weight`` (..., outputs, inputs) and, optionally, ``name.bias`` (..., outputs).
     """
-    weight, bias = theta[f"{name}.weight"], theta.get(f"{name}.bias")
-    if weight.dim() == 2:
-        return F.linear(x, weight, bias)
-    if bias is None:
-        return x @ weight.mT
-    return _StackedAffine.apply(x, weight, bias)
+    return affine(x, theta[f"{name}.weight"], theta.get(f"{name}.bias"))
 
 
 def experts(theta: Mapping[str, Tensor], e: Tensor, odd: bool = True) -> Experts:
@@ -77,22 +51,21 @@ def experts(theta: Mapping[str, Tensor], e: Tensor, odd: bool = True) -> Experts
         e: (..., pairs, hidden) signed difference embeddings y * d.
         odd: False gives the plain network (VPL).
     """
-    hidden = linear(e, theta, "encoder.0")
-    out = linear(F.gelu(hidden), theta, "encoder.1")
+    weight, bias = theta["encoder.1.weight"], theta["encoder.1.bias"]
     if odd:
-        # The mirrored input only changes the sign of the linear part of the first layer.
-        bias = theta["encoder.0.bias"]
-        mirrored = 2 * (bias if bias.dim() == 1 else bias.unsqueeze(-2)) - hidden
-        back = linear(F.gelu(mirrored), theta, "encoder.1")
-        even, odd_part = (out + back) / 2, (out - back) / 2
+        # -e only changes the sign of the linear part u of the first layer, and the last layer is linear: its odd and
+        # even outputs are those of the odd and even hidden units. The odd part of a constant, the bias, is zero.
+        odd_part, even = mirrored_gelu(affine(e, theta["encoder.0.weight"]), theta["encoder.0.bias"])
+        (to_mean, to_precision), (_, offset) = weight.chunk(2, -2), bias.chunk(2, -1)
+        mean, log_precision = affine(odd_part, to_mean), affine(even, to_precision, offset)
     else:
-        even = odd_part = out
-    dim = out.shape[-1] // 2
+        even = F.gelu(linear(e, theta, "encoder.0"))
+        mean, log_precision = affine(even, weight, bias).chunk(2, -1)
     score = e.new_zeros(e.shape[:-1])
     if "attention.weight" in theta:
-        score = linear(even, theta, "attention").squeeze(-1)
+        score = linear(affine(even, weight, bias), theta, "attention").squeeze(-1)
     limit = LOG_PRECISION_LIMIT
-    return Experts(odd_part[..., :dim], even[..., dim:].clamp(-limit, limit), score)
+    return Experts(mean, log_precision.clamp(-limit, limit), score)
 
 
 def pool(x: Experts, mask: Tensor, how: Pooling = "poe", max_log_var: float = 0.0) -> Gaussian:

@@ -51,13 +51,18 @@ def predictive(theta: Mapping[str, Tensor], particles: Particles, d: Tensor, bas
 
     Args:
         particles: (..., particles, dim)
-        d: (..., pairs, h)
-        base_logit: (..., pairs) or None.
+        d: (..., pairs, h), or (pairs, h) for the same pairs under every user's particles.
+        base_logit: (..., pairs) or (pairs,), or None.
 
     Returns:
         (..., pairs)
     """
-    p = torch.sigmoid(score(theta, d, particles.z, base_logit))
+    z = particles.z
+    if d.dim() == 2:  # one product for all users
+        logits = score(theta, d, z.flatten(0, -2), base_logit).unflatten(0, z.shape[:-1])
+    else:
+        logits = score(theta, d, z, base_logit)
+    p = torch.sigmoid(logits)
     return (particles.log_weights.exp().unsqueeze(-1) * p).sum(-2)
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedvpa.variational.encoder import linear
+from fedvpa.variational.kernels import affine, gelu_difference
 from fedvpa.variational.prototypes import qr_prototypes
 
 Theta = dict[str, Tensor]
@@ -75,8 +75,7 @@ def difference(theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
     Returns:
         (..., pairs, h)
     """
-    a, b = F.gelu(linear(x, theta, "features")).chunk(2, -2)
-    return a - b
+    return gelu_difference(linear(x, theta, "features"))
 
 
 def score(theta: Mapping[str, Tensor], d: Tensor, z: Tensor | None, base_logit: Tensor | None = None) -> Tensor:
@@ -93,15 +92,17 @@ def score(theta: Mapping[str, Tensor], d: Tensor, z: Tensor | None, base_logit: 
     Returns:
         (..., latents, pairs), or (..., pairs) without z.
     """
-    common = theta["selector.common"]
-    scale = 1 / math.sqrt(d.shape[-1])
-    shared = (d @ common.unsqueeze(-1)).squeeze(-1) * scale
+    common, scale = theta["selector.common"], 1 / math.sqrt(d.shape[-1])
+    weight = theta.get("selector.weight")
+    if z is not None and weight is not None and weight.shape[-2] > 1:
+        logits = affine(d, scale * affine(z, weight, common)).mT
+    else:
+        logits = (d @ (scale * common).unsqueeze(-1)).mT
     if base_logit is not None:
         alpha = theta["selector.alpha"]
-        shared = shared + (alpha.unsqueeze(-1) if alpha.dim() else alpha) * base_logit
-    if z is None or "selector.weight" not in theta:
-        return shared if z is None else shared.unsqueeze(-2).expand(*shared.shape[:-1], z.shape[-2], -1)
-    weight = theta["selector.weight"]
-    if weight.shape[-2] == 1:
-        return shared.unsqueeze(-2) + z @ weight.mT
-    return shared.unsqueeze(-2) + (z @ weight.mT) @ d.mT * scale
+        logits = logits + ((alpha.unsqueeze(-1) if alpha.dim() else alpha) * base_logit).unsqueeze(-2)
+    if z is None:
+        return logits.squeeze(-2)
+    if weight is not None and weight.shape[-2] == 1:
+        return logits + affine(z, weight)
+    return logits.expand(*logits.shape[:-2], z.shape[-2], -1)
