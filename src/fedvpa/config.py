@@ -265,8 +265,10 @@ class FaultsConfig(_Section):
     clients: float = Field(0.2, ge=0, le=1, description="Share of the training clients that are faulty.")
     rate: float = Field(1.0, gt=0, le=1, description="Probability that a faulty client's upload in a round is faulty.")
     scale: float = Field(
-        10.0, gt=0, description="Factor of scaled and sign-flipped updates, and distance of a forged posterior in units "
-        "of the standard normal."
+        10.0,
+        gt=0,
+        description="Factor of scaled and sign-flipped updates, and distance of a forged posterior in units "
+        "of the standard normal.",
     )
 
 
