@@ -1,8 +1,8 @@
 """The table of faults: every kind injected into trainings of the vectorised engine, with and without a defence.
 
-A fifth of the clients is faulty, in every round in which it is sampled. Each kind runs without a defence, with rejection
-of unsound uploads and of posteriors that are outliers (mean of the rest), and with the same before a trimmed mean and a
-median. Accuracy is that of mixture inference on users that never took part.
+A fifth of the clients is faulty, in every round in which it is sampled. Each kind runs without a defence, with
+rejection of unsound uploads and of posteriors that are outliers (mean of the rest), and with the same before a trimmed
+mean and a median. Accuracy is that of mixture inference on users that never took part.
 
     python benchmarks/faults.py configs/hh-attributes-2.yaml --rounds 60 --page docs/faults.md
 """
@@ -112,10 +112,10 @@ def page(result: dict[str, Any]) -> str:
         f"seed 0, {result['environment']['commit']}, {result['environment']['processor']}.",
         "",
         f"{share:.0%} of the clients are faulty, in every round in which they are sampled. {total}",
-        f"faults were injected into {len(cases)} trainings of {count} rounds; each was counted by the round that it struck.",
+        f"faults were injected into {len(cases)} trainings of {count} rounds; each was counted in its round.",
         f"With a defence, {len(ended)} trainings ended early.",
         "",
-        "*Lost*: uploads that never came. *Rejected*: uploads that the server refused, and named the client. Every other",
+        "*Lost*: uploads that never came. *Rejected*: uploads that the server refused, naming the client. Every other",
         "faulty upload was aggregated. Accuracy: unseen users, mixture inference.",
         "",
         "| kind | injected | lost | rejected | rounds without / with | " + " | ".join(names) + " |",
