@@ -36,6 +36,13 @@ DEFENCES = {
     "rejection, median": [*REJECT, "federation.aggregation=median"],
 }
 MIXED = "all kinds"
+NOTES = """
+How to read it: an upload that is lost or rejected costs a client its part in the round and nothing else, so these rows
+agree. Clients with exchanged labels are, to this method, users with the opposite wish, of whom there are as many: they
+harm nobody. A change that is scaled, or that goes back to the model of round 0, is within the bounds and is taken.
+Against updates of the wrong sign only robust aggregation helps. `defence.update_outlier` is off in all columns: the
+sizes of honest changes differ too much within a round for a sharp bound.
+"""
 
 
 def case(prepared: Prepared, config: ExperimentConfig) -> dict[str, Any]:
@@ -127,7 +134,8 @@ def page(result: dict[str, Any]) -> str:
         lost, both = first["silent"] + first["failed"], f"{bare['rounds']} / {first['rounds']}"
         line = [kind, str(first["injected"]), str(lost), str(first["rejected"]), both, *shown]
         lines.append(f"| {' | '.join(line)} |")
-    reasons = {kind: row["none"]["ended"] for kind, row in table.items() if row["none"]["ended"]}
+    reasons = {kind: row["none"]["ended"].split(". ")[0] for kind, row in table.items() if row["none"]["ended"]}
+    lines.append(NOTES.rstrip())
     lines += ["", "Where there is no accuracy without a defence:", ""]
     lines += [f"* {kind}: {why}" for kind, why in reasons.items()]
     return "\n".join(lines) + "\n"
