@@ -25,6 +25,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from fedvpa.apps.runs import environment
 from fedvpa.config import ExperimentConfig, parse_config
 from fedvpa.federation import rounds
 from fedvpa.federation.rounds import ClientData, TrainingState
@@ -136,23 +137,56 @@ def show(result: dict[str, Any], console: Console) -> None:
         table.add_column(column, justify="right")
     for r in result["runs"]:
         mark = " scaled" if r["scaled"] else ""
-        name = f"K = {r['components']}" if r["components"] else "full"
         cells = (f"{r['seconds']:.0f}{mark}", f"{r['late_seconds_per_round']:.2f}", f"{r['peak_gib']:.2f}")
-        table.add_row(name, *cells, f"{r['log_pi_mib']:.1f}", str(r["rounds_run"]))
+        table.add_row(prior_name(r), *cells, f"{r['log_pi_mib']:.1f}", str(r["rounds_run"]))
     console.print(table)
     table = Table(title="Bytes per client and round, all N clients known")
     for column in ("N", "prior", "up", "down", "down without theta"):
         table.add_column(column, justify="right")
     for r in result["bytes"]:
-        name = f"K = {r['components']}" if r["components"] else "full"
-        table.add_row(str(r["clients"]), name, str(r["up"]), str(r["down"]), str(r["down"] - r["theta"]))
+        table.add_row(str(r["clients"]), prior_name(r), str(r["up"]), str(r["down"]), str(r["down"] - r["theta"]))
     console.print(table)
+
+
+def page(result: dict[str, Any]) -> str:
+    """Markdown."""
+    machine = result["environment"]
+    lines = [
+        "# Many clients",
+        "",
+        "Written by `python benchmarks/scale.py --page docs/scale.md`; "
+        f"{machine['commit']}, {machine['processor']}, {result['runs'][0]['threads']} threads.",
+        f"{CLIENTS} clients x {PAIRS} pairs, {SAMPLED} sampled, {ROUNDS} rounds, {FEATURES} random features.",
+        "*scaled*: the time of all rounds is extrapolated from the last ones, with every client known.",
+        "",
+        "| prior | seconds | seconds per late round | peak GiB | private log pi, MiB | rounds run |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for r in result["runs"]:
+        time_, mark = f"{r['seconds']:.0f}", " scaled" if r["scaled"] else ""
+        cells = (time_ + mark, f"{r['late_seconds_per_round']:.2f}", f"{r['peak_gib']:.2f}", f"{r['log_pi_mib']:.1f}")
+        lines.append(f"| {prior_name(r)} | {' | '.join(cells)} | {r['rounds_run']} |")
+    lines += [
+        "",
+        "Bytes per client and round when all N clients are known; the parameters are the same for every N.",
+        "",
+        "| N | prior | up | down | down without the parameters |",
+        "| ---: | --- | ---: | ---: | ---: |",
+    ]
+    for r in result["bytes"]:
+        lines.append(f"| {r['clients']} | {prior_name(r)} | {r['up']} | {r['down']} | {r['down'] - r['theta']} |")
+    return "\n".join(lines) + "\n"
+
+
+def prior_name(row: dict[str, Any]) -> str:
+    return f"K = {row['components']}" if row["components"] else "full"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"with the compressed prior (default {ROUNDS}: all)")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--page", type=Path, help="write the tables to this file")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -162,6 +196,7 @@ def main() -> None:
         return
     both = ((COMPONENTS, args.rounds), (0, min(args.rounds, SCALED_ROUNDS)))
     result: dict[str, Any] = {"bytes": [traffic(n, k) for n in BYTES_AT for k in (0, COMPONENTS)]}
+    result["environment"] = environment()
     result["runs"] = [alone(CLIENTS, k, count, args.threads) for k, count in both]
     peak = result["runs"][0]["peak_gib"]
     target = {"name": "10,000 clients with the compressed prior, GiB", "value": peak, "target": MEMORY_LIMIT}
@@ -171,6 +206,8 @@ def main() -> None:
     console.print(
         f"{target['name']}: {peak:.2f} (target {MEMORY_LIMIT}): {'met' if peak <= MEMORY_LIMIT else 'missed'}"
     )
+    if args.page:
+        args.page.write_text(page(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 
