@@ -1,4 +1,4 @@
-"""What `make bench` calls: the engine and the feature extraction at moderate sizes, one table of targets.
+"""What `make bench` calls: the engine, the feature extraction and many clients, at moderate sizes; one table.
 
 The engine is timed with one thread, in CPU time, which other load disturbs least; `--threads` changes it.
 
@@ -20,6 +20,8 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 EXTRACTION_TARGET = 2.3
+SCALE_ROUNDS = 4
+"""Rounds of the 10,000 clients; the time of all of them is extrapolated."""
 
 
 def part(name: str, arguments: list[str]) -> dict[str, Any] | None:
@@ -63,9 +65,10 @@ def main() -> None:
             "rounds.py", ["--sizes", args.sizes, "--repeats", str(args.repeats), "--threads", str(args.threads)]
         ),
         "features.py": part("features.py", ["--pairs", str(args.pairs)]),
+        "scale.py": part("scale.py", ["--rounds", str(SCALE_ROUNDS)]),
     }
-    rounds, features = parts["rounds.py"], parts["features.py"]
-    targets = (rounds["targets"] if rounds else []) + (extraction_targets(features) if features else [])
+    targets = [t for name in ("rounds.py", "scale.py") for t in (parts[name] or {}).get("targets", [])]
+    targets += extraction_targets(parts["features.py"]) if parts["features.py"] else []
     failed = [name for name, result in parts.items() if result is None]
     show(targets, failed)
     if args.json:

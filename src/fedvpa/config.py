@@ -36,6 +36,20 @@ METHODS = (
     "oracle",
     "oracle-clients",
 )
+FAULTS = (
+    "slow",
+    "drop-out",
+    "crash",
+    "stale",
+    "nan",
+    "inf",
+    "shape",
+    "huge",
+    "label-flip",
+    "scaled",
+    "sign-flip",
+    "forged-posterior",
+)
 _SOURCE_KEYS = ("path", "subsets", "groups", "group_shares", "split")
 
 
@@ -139,6 +153,17 @@ class MethodConfig(_Section):
     prior_floor: float = Field(0.5, ge=0, description="tau0^2, variance added to each prior component; 0 in the paper.")
     prior_defensive: float = Field(0.05, ge=0, lt=1, description="Weight of the N(0, I) component; 0 in the paper.")
     prior_start: float = Field(0.5, ge=0, le=1, description="Share of the rounds before the mixture prior begins.")
+    prior_components: int = Field(
+        0,
+        ge=0,
+        description="K, Gaussians to which the server compresses the clients' posteriors for the prior (ours), so that "
+        "the download does not grow with the clients; 0: every posterior is a component.",
+    )
+    posterior_age: int = Field(
+        0,
+        ge=0,
+        description="Rounds after which the server forgets a posterior that was not uploaded again; 0: never.",
+    )
     ortho: Literal["ours", "paper"] = Field(
         "ours", description="Orthogonal loss: one-sided on the mean, or Eq. 9 as written."
     )
@@ -200,6 +225,12 @@ class FederationConfig(_Section):
         0.0, ge=0, description="Decoupled weight decay of the server's step, on matrices."
     )
     server_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum (momentum) or beta1 (adam).")
+    aggregation: Literal["mean", "median", "trimmed-mean", "krum"] = Field(
+        "mean", description="How the clients' changes become one; all but mean withstand some that lie."
+    )
+    byzantine: float = Field(
+        0.2, gt=0, lt=0.5, description="Share of a round's clients that may lie: trimmed at each end, and Krum's f."
+    )
     engine: Literal["vectorized", "loop"] = Field(
         "vectorized", description="All sampled clients at once, or one after another."
     )
@@ -242,6 +273,39 @@ class NetworkConfig(_Section):
     max_posterior_norm: float = Field(1e3, gt=0, description="The same for a client's posterior mean.")
 
 
+class FaultsConfig(_Section):
+    """Faults that the vectorised engine injects into clients' uploads (`federation.faults`)."""
+
+    kinds: tuple[Literal[FAULTS], ...] = Field((), description="What goes wrong; a faulty client has one of them.")  # type: ignore[valid-type]
+    clients: float = Field(0.2, ge=0, le=1, description="Share of the training clients that are faulty.")
+    rate: float = Field(1.0, gt=0, le=1, description="Probability that a faulty client's upload in a round is faulty.")
+    scale: float = Field(
+        10.0,
+        gt=0,
+        description="Factor of scaled and sign-flipped updates, and distance of a forged posterior in units "
+        "of the standard normal.",
+    )
+
+
+class DefenceConfig(_Section):
+    """Which uploads the server of the vectorised engine takes (`federation.declared`, `federation.robust`)."""
+
+    reject: bool = Field(
+        False, description="Reject uploads that are not finite, of another shape or beyond the bounds, and go on."
+    )
+    max_update_norm: float = Field(1e3, gt=0, description="Largest norm of a client's change of the parameters.")
+    max_posterior_norm: float = Field(1e3, gt=0, description="Largest norm of a client's posterior mean.")
+    update_outlier: float = Field(
+        0.0, ge=0, description="Reject changes whose norm is more than this many times the round's median; 0: none."
+    )
+    posterior_outlier: float = Field(
+        0.0,
+        ge=0,
+        description="Reject posteriors that lie further than this from the coordinate-wise median of all, in units of "
+        "the median absolute deviation; 0: none.",
+    )
+
+
 class OutputConfig(_Section):
     checkpoint_every: int = Field(25, ge=1, description="Rounds between two checkpoints.")
     cache: str | None = Field(None, description="Cache folder; empty: $FEDVPA_CACHE or ~/.cache/fedvpa.")
@@ -259,6 +323,8 @@ class ExperimentConfig(_Section):
     federation: FederationConfig = FederationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     network: NetworkConfig = NetworkConfig()
+    faults: FaultsConfig = FaultsConfig()
+    defence: DefenceConfig = DefenceConfig()
     output: OutputConfig = OutputConfig()
 
     @model_validator(mode="after")

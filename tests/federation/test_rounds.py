@@ -286,3 +286,24 @@ def test_log_pi_learns_whatever_beta_is() -> None:
         moved.append(state.private["log_pi"])
     assert moved[0].abs().max() > 1e-3
     torch.testing.assert_close(moved[0], moved[1], rtol=1e-2, atol=1e-4)
+
+
+def test_without_faults_and_defence_a_round_is_train_average_update() -> None:
+    """Not a bit differs from the plain sequence, and nothing of the options that are off is kept."""
+    config = settings(method__prior_start=0.25, method__ortho_start=0.25, federation__server_optimizer="adam")
+    prepared = world(config)
+    method = method_of(prepared)
+    state = plain = rounds.start(method, config, len(prepared.clients))
+    for round in range(config.federation.rounds):
+        state, report = rounds.one_round(method, config, prepared.clients, state)
+        ids = rounds.sample_clients(config, len(prepared.clients), round)
+        upload, private = rounds.run_clients(method, config, prepared.clients, plain, ids)
+        optimizer = rounds.server_optimizer(config, round)
+        theta, moments = rounds.server_step(optimizer, plain.server.theta, upload, plain.optimizer)
+        server = method.server_update(plain.server, upload, theta, generator(config.seed, "server", round))
+        plain = TrainingState(server, moments, private)
+        assert report.faults == report.rejected == {}
+    assert_equal(state, plain)
+    assert state.server.extra == {}
+    assert state.faults == {}
+    assert state.private["log_pi"].shape == (6, 6)

@@ -99,3 +99,16 @@ def test_the_number_of_clusters_is_found_where_they_are_apart(groups: int) -> No
     assert choose_clusters(means, "bounded", g) == groups
     assert choose_clusters(means, "bounded", g, most=2) == 2
     assert choose_clusters(means[:2], "none", g) == 1
+
+
+@pytest.mark.parametrize("clusters", [2, 5])
+def test_the_transport_problem_has_the_assignments_optimum(clusters: int) -> None:
+    generator = np.random.default_rng(clusters)
+    distance = generator.random((60, clusters)) + np.arange(clusters)  # cluster 0 is the nearest of most
+    low, high = 8, 40 if clusters == 2 else 20
+    slots, transport = clustering.assign(distance, low, high), clustering._transport(distance, low, high)
+    sizes = np.bincount(transport, minlength=clusters)
+    assert low <= sizes.min()
+    assert sizes.max() <= high
+    users = np.arange(60)
+    np.testing.assert_allclose(distance[users, transport].sum(), distance[users, slots].sum())

@@ -39,6 +39,24 @@ stop = threading.Event()
 
 _IRRELEVANT: Any = {"output": True, "evaluation": {"bootstrap", "every"}, "federation": {"device"}}
 
+_SINCE: dict[tuple[str, str], Any] = {
+    ("method", "prior_components"): 0,
+    ("method", "posterior_age"): 0,
+    ("federation", "aggregation"): "mean",
+    ("federation", "byzantine"): 0.2,
+    ("faults", "kinds"): [],
+    ("faults", "clients"): 0.2,
+    ("faults", "rate"): 1.0,
+    ("faults", "scale"): 10.0,
+    ("defence", "reject"): False,
+    ("defence", "max_update_norm"): 1e3,
+    ("defence", "max_posterior_norm"): 1e3,
+    ("defence", "update_outlier"): 0.0,
+    ("defence", "posterior_outlier"): 0.0,
+}
+"""Keys that are newer than some finished cells, and the value at which the code does what it did before it had them:
+at that value they do not enter an address, so that cells that were finished earlier are still found."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -61,6 +79,10 @@ class Cell:
         code does not either: a finished cell names the commit that made it.
         """
         tree = self.config(config).model_dump(mode="json", exclude=_IRRELEVANT)
+        for (section, key), neutral in _SINCE.items():
+            if tree[section][key] == neutral:
+                del tree[section][key]
+        tree = {k: v for k, v in tree.items() if v != {}}
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:20]
 
     def config(self, config: ExperimentConfig) -> ExperimentConfig:

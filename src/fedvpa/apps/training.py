@@ -181,8 +181,12 @@ class _RoundLog:
 
 def round_record(config: ExperimentConfig, report: RoundReport, values: Mapping[str, Any] | None) -> dict[str, Any]:
     """A line of ``metrics.jsonl`` for a round of `config.method.name`."""
-    cost = {"bytes_up": report.bytes_up, "bytes_down": report.bytes_down} if report.bytes_up else {}
+    cost: dict[str, Any] = {}
+    if report.bytes_up:
+        cost |= {"bytes_up": report.bytes_up, "bytes_down": report.bytes_down}
     head = {"method": config.method.name, "seed": config.seed, "round": report.round, "seconds": report.seconds}
+    if report.faults:
+        cost["faults"], cost["rejected"] = report.faults, {str(k): v for k, v in report.rejected.items()}
     record = RoundRecord.model_validate(plain({**head, **report.metrics, **cost, "validation": values}))
     return record.model_dump()
 

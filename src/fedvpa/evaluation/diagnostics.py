@@ -19,6 +19,8 @@ from fedvpa.variational import gaussian, prior
 from fedvpa.variational.inference import Particles
 
 KL_SAMPLES = 256
+MOST_CLIENTS = 2000
+"""Up to this many, weights between clients (a square matrix) are computed and drawn."""
 
 
 def latent_metrics(predictor: LatentPredictor, context: Context, seed: int) -> dict[str, float]:
@@ -66,16 +68,26 @@ def structure(state: ServerState, groups: Tensor) -> dict[str, float | None]:
 
 
 def prior_weights(method: FedVPAGP, training: TrainingState) -> Tensor | None:
-    """w (clients, clients) of every client's prior without noise.
+    """w (clients, clients) of every client's prior without noise; of a compressed prior each component's weight is
+    shared out among the clients in it.
 
-    None where the method has no mixture prior, or where log pi stayed at clients in other places (`fedvpa.network`).
+    None where the method has no mixture prior, for more than `MOST_CLIENTS`, and where log pi stayed at clients in
+    other places (`fedvpa.network`).
     """
     download = method.broadcast(training.server)
-    if not (method.use_prior and (download.counts > 0).any() and training.private):
+    clients = len(training.server.counts)
+    known = method.use_prior and bool((download.counts > 0).any()) and bool(training.private)
+    if not known or clients > MOST_CLIENTS:
         return None
-    ids = torch.arange(len(download.counts))
+    ids = torch.arange(clients)
     _, log_w = method.prior(training.private["log_pi"], ids, None, download)
-    return log_w.exp()
+    if download.own is None:
+        return log_w.exp()
+    member, weight = download.own.component, method.weights(training.server.counts)
+    inside = (member >= 0) & (ids.unsqueeze(-1) != ids)
+    same = member.unsqueeze(-1) == member
+    total = torch.where(same, download.own.counts.unsqueeze(-1), download.counts[member])
+    return torch.where(inside, log_w.exp()[:, member.clamp(min=0)] * weight / total.clamp(min=1), 0.0)
 
 
 def weight_metrics(weights: Tensor, groups: Tensor) -> dict[str, float | None]:

@@ -188,9 +188,20 @@ def run_method(
             "bytes_up": upload_bytes(method, training) if federated else None,
             "bytes_down": method.download_bytes(download) if federated else None,
             "seconds_per_round": sum(spent) / len(spent) if spent else None,
+            **fault_counts(training),
         },
     )
     return run
+
+
+def fault_counts(training: TrainingState) -> dict[str, int]:
+    """Uploads that did not come, and uploads that were rejected, over the whole training; without zeros."""
+    seen = {k: int(v) for k, v in training.faults.items()}
+    counts = {
+        "lost_uploads": seen.get("silent", 0) + seen.get("failed", 0),
+        "rejected_uploads": seen.get("rejected", 0),
+    }
+    return {k: v for k, v in counts.items() if v}
 
 
 def upload_bytes(method: Method, training: TrainingState) -> int:

@@ -73,6 +73,12 @@ class Row(_Strict):
     active_units_at_init: float | None = Field(None, description="`active_units` before training.")
     kl_at_init: float | None = Field(None, description="`kl` before training.")
     mean_norm_at_init: float | None = Field(None, description="`mean_norm` before training.")
+    lost_uploads: float | None = Field(
+        None, description="Uploads of the training that did not come (silent or failed clients); null where none."
+    )
+    rejected_uploads: float | None = Field(
+        None, description="Uploads of the training that were rejected; null if none."
+    )
 
 
 class Interval(_Strict):
@@ -206,6 +212,12 @@ class RoundRecord(_Strict):
     mean_norm: float | None = Field(None, description="Norm of the uploaded posterior means, mean over clients.")
     effective_components: float | None = Field(None, description="exp(H(w)) of the prior weights, mean over clients.")
     validation: Validation | None = Field(None, description="Only on rounds with an evaluation.")
+    faults: dict[str, int] | None = Field(
+        None,
+        description="Clients that were `silent`, `failed` or `rejected` in the round, and injected faults by kind; "
+        "null where nothing went wrong.",
+    )
+    rejected: dict[str, str] | None = Field(None, description="Client -> why its upload was rejected.")
 
 
 IDENTITY = ("method", "seed", "population", "inference", "default", "context_size")

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fedvpa.federation import robust
 from fedvpa.methods.base import Upload
 from fedvpa.variational.selector import Theta
 
@@ -18,7 +19,8 @@ class ServerOptimizer(NamedTuple):
     """A step on the pseudo-gradient -(mean of clients' changes) (Reddi et al. 2021, 2003.00295).
 
     ``average`` with learning rate 1 is FedAvg; below 1 it moves the server only part of the way (ours: needed where
-    few of many clients are sampled).
+    few of many clients are sampled). `aggregation` says how the clients' changes become one, `byzantine` what share of
+    them may lie (`federation.robust`).
     """
 
     kind: Kind
@@ -27,6 +29,8 @@ class ServerOptimizer(NamedTuple):
     weight_decay: float = 0.0
     second: float = 0.999
     epsilon: float = 1e-8
+    aggregation: robust.Aggregation = "mean"
+    byzantine: float = 0.2
 
     def init(self, theta: Theta) -> Theta:
         """The optimiser's state, named tensors."""
@@ -67,13 +71,13 @@ def server_step(optimizer: ServerOptimizer, theta: Theta, upload: Upload, state:
     optimiser state of its own; a model that nobody trained stays as it is.
     """
     if upload.model is None:
-        return optimizer.step(theta, weighted_change(theta, upload), state)
+        return optimizer.step(theta, combined_change(optimizer, theta, upload), state)
     theta, state = dict(theta), dict(state)
     for k in upload.model.unique().tolist():
         mine, own = upload.model == k, of_model(theta, k)
         trained = {n: v[mine] for n, v in upload.theta.items()}
         part = replace(upload, ids=upload.ids[mine], theta=trained, counts=upload.counts[mine])
-        new, moments = optimizer.step(own, weighted_change(own, part), of_model(state, k))
+        new, moments = optimizer.step(own, combined_change(optimizer, own, part), of_model(state, k))
         theta |= {f"{k}/{n}": v for n, v in new.items()}
         state |= {f"{k}/{n}": v for n, v in moments.items()}
     return theta, state
@@ -82,6 +86,18 @@ def server_step(optimizer: ServerOptimizer, theta: Theta, upload: Upload, state:
 def of_model(named: Theta, k: int) -> Theta:
     """What belongs to model k, ``k/NAME``, as ``NAME``."""
     return {n.removeprefix(f"{k}/"): v for n, v in named.items() if n.startswith(f"{k}/")}
+
+
+def combined_change(optimizer: ServerOptimizer, theta: Theta, upload: Upload) -> Theta:
+    """The one change that the server steps on, by the optimiser's `aggregation`."""
+    if optimizer.aggregation == "mean":
+        return weighted_change(theta, upload)
+    changes = {k: upload.theta[k] - v for k, v in theta.items()}
+    if optimizer.aggregation == "median":
+        return robust.median(changes)
+    if optimizer.aggregation == "trimmed-mean":
+        return robust.trimmed_mean(changes, optimizer.byzantine)
+    return robust.krum(changes, upload.counts.to(next(iter(theta.values())).dtype), optimizer.byzantine)
 
 
 def weighted_change(theta: Theta, upload: Upload) -> Theta:

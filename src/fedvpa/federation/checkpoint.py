@@ -102,7 +102,7 @@ def _flatten(training: TrainingState) -> tuple[dict[str, Tensor], dict[str, Any]
     A mapping of tensors leaves the list of its names among the values, so that an empty one comes back too.
     """
     parts = {"server": vars(training.server), "optimizer": {"moments": training.optimizer}}
-    parts["private"] = {"rows": training.private}
+    parts["private"], parts["faults"] = {"rows": training.private}, {"counts": training.faults}
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
     for part, fields in parts.items():
@@ -123,7 +123,8 @@ def _restore(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Traini
     for key, value in values.items():
         merged[key] = {name: tensors[f"{key}/{name}"] for name in value} if isinstance(value, list) else value
     server = {k.removeprefix("server."): v for k, v in merged.items() if k.startswith("server.")}
-    return TrainingState(ServerState(**server), merged["optimizer.moments"], merged["private.rows"])
+    faults = merged.get("faults.counts", {})  # a checkpoint of an earlier version counts none
+    return TrainingState(ServerState(**server), merged["optimizer.moments"], merged["private.rows"], faults)
 
 
 def _plain(t: Tensor) -> Tensor:

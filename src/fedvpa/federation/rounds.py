@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from fedvpa.config import ExperimentConfig
+from fedvpa.federation import faults
 from fedvpa.federation.aggregate import ServerOptimizer, concatenate, initial_moments, server_step
+from fedvpa.federation.reception import Reception, receive
 from fedvpa.methods.base import (
     ClientBatch,
     Download,
@@ -34,11 +38,15 @@ smaller ones pay the fixed cost of a step more often."""
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything that a checkpoint holds: the server's state, its optimiser's, and the clients' private rows."""
+    """Everything that a checkpoint holds: the server's state, its optimiser's, and the clients' private rows.
+
+    `faults` counts what went wrong so far, () int64 by what the server saw (`RoundReport.faults`).
+    """
 
     server: ServerState
     optimizer: Theta
     private: Private
+    faults: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ class RoundReport:
         round: rounds completed, from 1.
         metrics: mean over the round's clients of each uploaded scalar.
         bytes_up, bytes_down: per client; seconds: wall time of the round.
+        faults: clients that were ``silent``, ``failed`` or ``rejected``, and ``injected/KIND``; empty without any.
+        rejected: client -> why its upload was rejected.
     """
 
     round: int
@@ -56,6 +66,8 @@ class RoundReport:
     bytes_up: int
     bytes_down: int
     seconds: float
+    faults: dict[str, int] = field(default_factory=dict)
+    rejected: dict[int, str] = field(default_factory=dict)
 
 
 Callback = Callable[[RoundReport, TrainingState], None]
@@ -85,6 +97,14 @@ class ClientData:
 
     def __len__(self) -> int:
         return len(self.counts)
+
+    def flipped(self, ids: Tensor) -> ClientData:
+        """The same clients, the labels of the clients `ids` (n,) exchanged."""
+        if not len(ids):
+            return self
+        other = copy.copy(self)
+        other.y = self.y.index_copy(0, ids, -self.y[ids])
+        return other
 
     def batch(self, rows: Tensor) -> ClientBatch:
         """The pairs of the clients at positions `rows` (K,) here, padded to the longest among them."""
@@ -168,7 +188,14 @@ def server_optimizer(config: ExperimentConfig, round: int = 0) -> ServerOptimize
     f = config.federation
     left = 1 - round / f.rounds
     rate = f.server_learning_rate * (min(1.0, left / f.server_decay) if f.server_decay > 0 else 1.0)
-    return ServerOptimizer(f.server_optimizer, rate, f.server_momentum, f.server_weight_decay)
+    return ServerOptimizer(
+        f.server_optimizer,
+        rate,
+        f.server_momentum,
+        f.server_weight_decay,
+        aggregation=f.aggregation,
+        byzantine=f.byzantine,
+    )
 
 
 def start(method: Method, config: ExperimentConfig, clients: int) -> TrainingState:
@@ -197,22 +224,58 @@ def survey(
 def one_round(
     method: Method, config: ExperimentConfig, data: ClientData, state: TrainingState
 ) -> tuple[TrainingState, RoundReport]:
-    """Survey where the method asks for one, sample, train locally, aggregate, update the server."""
+    """Survey where the method asks for one, sample, train locally, receive, aggregate, update the server.
+
+    A round without any sound upload changes nothing but its number.
+    """
     began = time.perf_counter()
     round = state.server.round
     state, reported = survey(method, config, data, state)
     joint = getattr(method, "joint", False)
     ids = torch.arange(len(data)) if joint else sample_clients(config, len(data), round)
-    upload, private = run_clients(method, config, data, state, ids)
-    new = aggregate(method, config, replace(state, private=private), upload)
+    struck = {} if joint else faults.struck(config, len(data), ids, round)
+    honest = data.flipped(faults.unlucky(struck, "label-flip"))
+    sent, private = run_clients(method, config, honest, state, ids)
+    reception = _receive(method, config, state.server, sent, struck) if not joint else Reception(sent, {})
+    counts = _tally(struck, reception)
+    down = method.download_bytes(method.broadcast(state.server))
+    new = replace(state, server=state.server.advance())
+    if reception.upload is not None:
+        new = aggregate(method, config, state, reception.upload)
     report = RoundReport(
         new.server.round,
-        mean_metrics(upload),
-        upload.bytes_per_client() + reported if method.federated else 0,
-        method.download_bytes(method.broadcast(state.server)) if method.federated else 0,
+        {} if reception.upload is None else mean_metrics(reception.upload),
+        sent.bytes_per_client() + reported if method.federated else 0,
+        down if method.federated else 0,
         time.perf_counter() - began,
+        counts,
+        reception.rejected,
     )
-    return new, report
+    total = {k: state.faults.get(k, torch.tensor(0)) + counts.get(k, 0) for k in sorted({*state.faults, *counts})}
+    private = faults.restored(private, state.private, struck)
+    return replace(new, private=private, faults=total), report
+
+
+def _receive(
+    method: Method, config: ExperimentConfig, server: ServerState, sent: Upload, struck: faults.Struck
+) -> Reception:
+    """What the server takes of what the clients sent, through whatever goes wrong on the way."""
+    parts = [sent]
+    if struck:
+        first = method.init_server(generator(config.seed, "init")).theta
+        parts = faults.inject(config, server, first, sent, struck)
+    return receive(method, server, parts, config.defence)
+
+
+def _tally(struck: faults.Struck, reception: Reception) -> dict[str, int]:
+    """How many clients were silent, failed or rejected, and how many faults of each kind were injected."""
+    kinds = Counter(struck.values())
+    counts = {
+        "silent": sum(kinds[k] for k in faults.SILENT),
+        "failed": sum(kinds[k] for k in faults.FAILED),
+        "rejected": len(reception.rejected),
+    }
+    return {k: v for k, v in (counts | {f"injected/{k}": v for k, v in kinds.items()}).items() if v}
 
 
 def aggregate(method: Method, config: ExperimentConfig, state: TrainingState, upload: Upload) -> TrainingState:
@@ -220,7 +283,7 @@ def aggregate(method: Method, config: ExperimentConfig, state: TrainingState, up
     round = state.server.round
     theta, moments = server_step(server_optimizer(config, round), state.server.theta, upload, state.optimizer)
     server = method.server_update(state.server, upload, theta, generator(config.seed, "server", round))
-    return TrainingState(server, moments, state.private)
+    return replace(state, server=server, optimizer=moments)
 
 
 def mean_metrics(upload: Upload) -> dict[str, float]:

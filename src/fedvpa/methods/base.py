@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fedvpa.config import ExperimentConfig
+from fedvpa.methods.components import Own
 from fedvpa.preferences.schema import Client
 from fedvpa.variational.inference import Particles
 from fedvpa.variational.selector import Theta
@@ -107,7 +108,7 @@ class LocalNoise(NamedTuple):
         rank: (K, steps, pairs) int64 random order of each client's pairs per step; padding comes last.
         context_size: (K, steps) int64 number of context pairs per step.
         normal: (K, steps, samples, dim) for the reparameterised samples.
-        gumbel: (K, steps, peers) for the prior's weights.
+        gumbel: (K, steps, components) for the prior's weights.
         subset: (K, R, pairs) bool random contexts for the posterior statistics.
         keep: (K, steps, D) bool input features that are kept; (K, steps, 0) without dropout.
     """
@@ -218,6 +219,8 @@ class Download:
         labels: (clients,) int64; a client reads its own entry only.
         shares: (M,) of the clusters.
         prior_active, ortho_active: whether the mixture prior and the clusters' losses are switched on.
+        own: with a compressed prior, whose K components then are `means`, `variances` and `counts`: each client's
+            component without itself; a client reads its own row only.
     """
 
     round: int
@@ -229,6 +232,7 @@ class Download:
     shares: Tensor
     prior_active: bool
     ortho_active: bool
+    own: Own | None = None
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,17 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
+from scipy import sparse
+from scipy.optimize import linear_sum_assignment, linprog
+from sklearn.cluster import kmeans_plusplus
+from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 FEWEST, MOST = 2, 8
 """The numbers of clusters among which `choose_clusters` chooses."""
+
+LARGE = 10**7
+"""Users times slots above which sizes are bounded by a linear programme: 10,000 users would need gigabytes of slots."""
 
 Balance = Literal["equal", "bounded", "none"]
 
@@ -40,17 +46,37 @@ def assign(distance: np.ndarray, low: int, high: int) -> np.ndarray:
 
     Returns:
         (users,) clusters. Solved as an assignment to `high` slots per cluster, of which the first `low` carry a bonus
-        larger than any cost, so that all of them are filled.
+        larger than any cost, so that all of them are filled; for many users, whose slots would fill the memory, as the
+        transport problem that it is.
     """
     nearest = distance.argmin(1)
     sizes = np.bincount(nearest, minlength=distance.shape[1])
     if sizes.min() >= low and sizes.max() <= high:
         return nearest
+    if len(distance) * distance.shape[1] * high > LARGE:
+        return _transport(distance, low, high)
     slots = np.repeat(distance, high, axis=1)
     bonus = np.tile(np.arange(high) < low, distance.shape[1])
     slots[:, bonus] -= (distance.max() + 1) * (len(distance) + 1)
     _, column = linear_sum_assignment(slots)
     return column // high
+
+
+def _transport(distance: np.ndarray, low: int, high: int) -> np.ndarray:
+    """`assign` as a linear programme; the simplex method ends in a corner, where nobody is divided."""
+    users, clusters = distance.shape
+    each = sparse.kron(sparse.eye_array(users), np.ones((1, clusters)), format="csr")
+    sizes = sparse.kron(np.ones((1, users)), sparse.eye_array(clusters), format="csr")
+    found = linprog(
+        distance.ravel(),
+        A_ub=sparse.vstack([sizes, -sizes]),
+        b_ub=np.repeat([high, -low], clusters),
+        A_eq=each,
+        b_eq=np.ones(users),
+        bounds=(0, 1),
+        method="highs-ds",
+    )
+    return found.x.reshape(users, clusters).argmax(1)
 
 
 def _lloyd(
@@ -85,7 +111,6 @@ def balanced_kmeans(
         means: (users, dim), users >= clusters.
         start: (clusters, dim) centroids of the round before.
     """
-    from sklearn.cluster import kmeans_plusplus  # takes two seconds; a client in a process of its own never clusters
 
     x = means.double().cpu().numpy()
     low, high = size_bounds(len(x), clusters, balance)
@@ -103,7 +128,6 @@ def choose_clusters(means: Tensor, balance: Balance, generator: torch.Generator,
     Args:
         means: (users, dim).
     """
-    from sklearn.metrics import silhouette_score
 
     x, best, chosen = means.double().cpu().numpy(), -np.inf, 1
     for clusters in range(FEWEST, min(most, len(x) - 1) + 1):

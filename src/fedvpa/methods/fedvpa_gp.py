@@ -6,11 +6,13 @@ What leaves a client is in `Upload`. The numbers of sections and equations refer
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from fedvpa.methods import components
 from fedvpa.methods.base import (
     ClientBatch,
     Context,
@@ -31,6 +33,8 @@ from fedvpa.methods.base import (
     stack_theta,
 )
 from fedvpa.methods.clustering import Clusters, balanced_kmeans, choose_clusters, relabel
+from fedvpa.methods.components import Components
+from fedvpa.preferences.seeding import derive_seed
 from fedvpa.variational import encoder, gaussian, inference, objective, prior, prototypes
 from fedvpa.variational.gaussian import Gaussian
 from fedvpa.variational.inference import INFERENCES, Particles
@@ -72,6 +76,9 @@ class FedVPAGP:
     def init_server(self, generator: torch.Generator) -> ServerState:
         n, d, m, dtype = self.setup.clients, self.sizes.latent, self.setup.clusters, self.setup.dtype
         theta = {k: v.to(dtype) for k, v in init_theta(self.sizes, generator).items()}
+        extra = components.empty(self.components, n, d, dtype).named() if self.compressed else {}
+        if self.m.posterior_age:
+            extra["uploaded"] = torch.full((n,), -1)
         return ServerState(
             round=0,
             theta=theta,
@@ -82,41 +89,70 @@ class FedVPAGP:
             centroids=torch.zeros(m, d, dtype=dtype),
             spread=torch.ones(m, d, dtype=dtype),
             shares=torch.full((m,), 1 / m, dtype=dtype),
+            extra=extra,
         )
 
+    @property
+    def components(self) -> int:
+        """K, the prior's components: the clients, or `prior_components` if that is less."""
+        return min(self.m.prior_components or self.setup.clients, self.setup.clients)
+
+    @property
+    def compressed(self) -> bool:
+        return self.use_prior and self.components < self.setup.clients
+
+    def prior_active(self, round: int) -> bool:
+        return self.use_prior and round >= self.m.prior_start * self.f.rounds
+
     def broadcast(self, state: ServerState) -> Download:
+        means, variances, counts, own = state.means, state.variances, state.counts, None
+        if self.compressed:
+            now = Components.of(state.extra)
+            own = components.without_own(means, variances, self.weights(counts), now)
+            means, variances, counts = now.means, now.variances, now.counts
         return Download(
             round=state.round,
             theta=state.theta,
-            means=state.means,
-            variances=state.variances,
-            counts=state.counts,
+            means=means,
+            variances=variances,
+            counts=counts,
             labels=state.labels,
             shares=state.shares,
-            prior_active=self.use_prior and state.round >= self.m.prior_start * self.f.rounds,
+            prior_active=self.prior_active(state.round),
             ortho_active=self.use_ortho and state.clustered,
+            own=own,
         )
+
+    def weights(self, counts: Tensor) -> Tensor:
+        """What a posterior weighs inside its component: its examples, or 1 where the prior's weights are uniform."""
+        return counts.sign() if self.m.prior_weights == "uniform" else counts
 
     def download_bytes(self, download: Download) -> int:
         """Bytes that one client receives: parameters, and the parts of the download that the method uses."""
         size = sum(t.numel() * t.element_size() for t in download.theta.values())
         if download.prior_active:
             known = int((download.counts > 0).sum())
-            size += known * (2 * self.sizes.latent * download.means.element_size() + 8)
+            own = 1 if download.own is not None else 0  # and the number of the client's own component
+            size += (known + own) * (2 * self.sizes.latent * download.means.element_size() + 8) + 8 * own
         return size + (8 + 4 * len(download.shares) if self.use_ortho else 0)
 
     def server_update(
         self, state: ServerState, upload: Upload, theta: Theta, generator: torch.Generator
     ) -> ServerState:
         """Stores the posteriors, takes the averaged theta, clusters the users and matches clusters to prototypes."""
-        means, variances, counts = state.means.clone(), state.variances.clone(), state.counts.clone()
-        means[upload.ids], variances[upload.ids] = upload.means, upload.variances
-        counts[upload.ids] = upload.counts
+        state = self.store(state, upload)
+        means, variances, counts = state.means, state.variances, state.counts
         known, m = counts > 0, self.setup.clusters
+        if self.compressed and self.prior_active(state.round + 1):
+            seed = derive_seed(self.config.seed, "components", state.round) % 2**31
+            last = Components.of(state.extra)
+            compressed = components.compress(means, variances, self.weights(counts), last, seed)
+            state = replace(state, extra={**state.extra, **compressed.named()})
         begin = state.round + 1 >= self.m.ortho_start * self.f.rounds
         found = self.find_clusters(state, theta, means[known], known, generator) if begin else None
         if found is None:
-            return state.advance(theta=theta, means=means, variances=variances, counts=counts)
+            # Posteriors that were forgotten leave their clusters.
+            return state.advance(theta=theta, labels=torch.where(known, state.labels, -1))
         # Clusters out of use (`prototypes: auto`) have share 0 and stay at the origin, where no loss and no inference
         # moves them.
         used = len(found.centroids)
@@ -133,15 +169,26 @@ class FedVPAGP:
         weight = torch.where(torch.arange(m) < used, sizes.clamp(min=0.5), 0.0)
         return state.advance(
             theta=theta,
-            means=means,
-            variances=variances,
-            counts=counts,
             labels=labels,
             centroids=centroids,
             spread=(member.T @ within) / sizes.clamp(min=1).unsqueeze(-1),
             shares=weight / weight.sum(),
             clustered=True,
         )
+
+    def store(self, state: ServerState, upload: Upload) -> ServerState:
+        """The state with the uploaded posteriors, and without those that are older than `posterior_age` rounds."""
+        means, variances, counts = state.means.clone(), state.variances.clone(), state.counts.clone()
+        means[upload.ids], variances[upload.ids] = upload.means, upload.variances
+        counts[upload.ids] = upload.counts
+        if not self.m.posterior_age:
+            return replace(state, means=means, variances=variances, counts=counts)
+        uploaded = state.extra["uploaded"].clone()
+        uploaded[upload.ids] = state.round
+        old = state.round - uploaded >= self.m.posterior_age
+        means[old], variances[old], counts[old], uploaded[old] = 0.0, 1.0, 0, -1
+        extra = {**state.extra, "uploaded": uploaded}
+        return replace(state, means=means, variances=variances, counts=counts, extra=extra)
 
     def find_clusters(
         self, state: ServerState, theta: Theta, means: Tensor, known: Tensor, generator: torch.Generator
@@ -179,7 +226,7 @@ class FedVPAGP:
 
     def init_client(self, count: int) -> Private:
         """log pi, zero at the start (Eq. 8)."""
-        return {"log_pi": torch.zeros(count, self.setup.clients, dtype=self.setup.dtype)} if self.use_prior else {}
+        return {"log_pi": torch.zeros(count, self.components, dtype=self.setup.dtype)} if self.use_prior else {}
 
     def noise_spec(self) -> NoiseSpec:
         f = self.f
@@ -189,7 +236,7 @@ class FedVPAGP:
             vary_context=f.vary_context,
             samples=self.m.samples,
             dim=self.sizes.latent,
-            peers=self.setup.clients,
+            peers=self.components,
             features=self.sizes.features,
             dropout=self.config.model.feature_dropout,
         )
@@ -227,9 +274,9 @@ class FedVPAGP:
         """The parts of Eq. 10 for a stack of clients.
 
         Args:
-            theta: (K, ...) each; private: ``log_pi`` (K, clients).
+            theta: (K, ...) each; private: ``log_pi`` (K, components).
             context: (K, pairs) True for context pairs; every other real pair is a query.
-            normal: (K, samples, dim); gumbel: (K, clients) or None.
+            normal: (K, samples, dim); gumbel: (K, components) or None.
 
         Returns:
             The terms (K,) each, and diagnostics (K,) each.
@@ -302,14 +349,22 @@ class FedVPAGP:
     def prior(
         self, log_pi: Tensor, ids: Tensor, gumbel: Tensor | None, download: Download
     ) -> tuple[prior.Mixture, Tensor]:
-        """The clients' mixture priors (Eq. 6) and log w (K, clients); a client's own posterior is left out."""
-        m = self.m
-        peers = torch.arange(len(download.counts), device=ids.device)
-        present = (download.counts > 0) & (peers != ids.unsqueeze(-1))
-        log_w = prior.log_weights(
-            log_pi, log_counts(download.counts, log_pi.dtype), present, self.tau(download), gumbel, m.prior_weights
-        )
-        return prior.with_standard(log_w, download.means, download.variances, m.prior_floor, m.prior_defensive), log_w
+        """The clients' mixture priors (Eq. 6) and log w (K, components); a client's own posterior is left out."""
+        m, means, variances, counts = self.m, download.means, download.variances, download.counts
+        peers = torch.arange(len(counts), device=ids.device)
+        how = m.prior_weights
+        if download.own is None:
+            present = (counts > 0) & (peers != ids.unsqueeze(-1))
+        else:  # the client's own component is what is left of it without the client
+            own = download.own
+            mine = peers == own.component[ids].unsqueeze(-1)
+            counts = torch.where(mine, own.counts[ids].unsqueeze(-1), counts)
+            means = torch.where(mine.unsqueeze(-1), own.means[ids].unsqueeze(1), means)
+            variances = torch.where(mine.unsqueeze(-1), own.variances[ids].unsqueeze(1), variances)
+            present = counts > 0
+            how = "samples" if how == "uniform" else how  # a component's count is the number of its users then
+        log_w = prior.log_weights(log_pi, log_counts(counts, log_pi.dtype), present, self.tau(download), gumbel, how)
+        return prior.with_standard(log_w, means, variances, m.prior_floor, m.prior_defensive), log_w
 
     def client_update(
         self, download: Download, private: Private, batch: ClientBatch, noise: LocalNoise

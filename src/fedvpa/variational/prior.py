@@ -16,12 +16,12 @@ Estimator = Literal["mc", "bound", "moment"]
 
 
 class Mixture(NamedTuple):
-    """A Gaussian mixture per client over components that all clients share.
+    """A Gaussian mixture per client, over components that all clients share or over its own.
 
     Attributes:
         log_weights: (..., components) normalised; -inf where a component is absent (a client's own posterior).
-        means: (components, dim)
-        variances: (components, dim), the floor included.
+        means: (components, dim), or (..., components, dim)
+        variances: the same, the floor included.
     """
 
     log_weights: Tensor
@@ -67,7 +67,8 @@ def with_standard(weights: Tensor, means: Tensor, variances: Tensor, floor: floa
 
     Args:
         weights: (..., peers) from `log_weights`.
-        means, variances: (peers, dim) the peers' uploaded mubar and sbar^2; detached, no gradient reaches a peer.
+        means, variances: (peers, dim) the peers' uploaded mubar and sbar^2, or (..., peers, dim); detached, no gradient
+            reaches a peer.
         floor: tau0^2, added to each peer's variance.
         defensive: weight of the N(0, I) component.
     """
@@ -76,8 +77,8 @@ def with_standard(weights: Tensor, means: Tensor, variances: Tensor, floor: floa
     rest = math.log(defensive) if defensive > 0 else float("-inf")
     last = torch.where(alone, 0.0, rest).to(weights.dtype)
     keep = weights + math.log1p(-defensive)
-    one = torch.ones_like(means[:1])
-    return Mixture(torch.cat([keep, last], -1), torch.cat([means, 0 * one]), torch.cat([variances, one]))
+    one = torch.ones_like(means[..., :1, :])
+    return Mixture(torch.cat([keep, last], -1), torch.cat([means, 0 * one], -2), torch.cat([variances, one], -2))
 
 
 def log_density(z: Tensor, p: Mixture) -> Tensor:
@@ -91,7 +92,7 @@ def log_density(z: Tensor, p: Mixture) -> Tensor:
     """
     precision = 1 / p.variances
     offset = (p.means**2 * precision + p.variances.log() + LOG_2PI).sum(-1)
-    quadratic = (z**2) @ precision.mT - 2 * z @ (p.means * precision).mT + offset
+    quadratic = (z**2) @ precision.mT - 2 * z @ (p.means * precision).mT + offset.unsqueeze(-2)
     return torch.logsumexp(p.log_weights.unsqueeze(-2) - 0.5 * quadratic, -1)
 
 

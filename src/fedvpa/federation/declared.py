@@ -1,0 +1,120 @@
+"""What a client's upload must be like: names, shapes, dtypes, finiteness, bounds. One declaration for every engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedvpa.methods.base import Upload
+from fedvpa.variational.selector import Theta
+
+MAX_PAIRS = 10**7
+
+
+class Limits(Protocol):
+    """Bounds that a configuration section gives: of a change of the parameters, and of a posterior mean."""
+
+    @property
+    def max_update_norm(self) -> float: ...
+
+    @property
+    def max_posterior_norm(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Field:
+    """One named array of a message.
+
+    Attributes:
+        shape: of one user's row.
+        dtype: exactly.
+        low, high: bounds of every entry; norm: bound of a row's Euclidean norm.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    low: float = -math.inf
+    high: float = math.inf
+    norm: float = math.inf
+
+    def problems(self, rows: Tensor) -> dict[int, str]:
+        """Which rows of (users, ...) break a bound, and which bound."""
+        flat = flat_rows(rows)
+        checks = {
+            "is not finite": ~torch.isfinite(flat).all(1),
+            f"is below {self.low:g}": (flat < self.low).any(1),
+            f"is above {self.high:g}": (flat > self.high).any(1),
+            f"has a norm above {self.norm:g}": flat.norm(dim=1) > self.norm,
+        }
+        return {i: what for what, bad in reversed(checks.items()) for i in bad.nonzero().flatten().tolist()}
+
+
+Fields = Mapping[str, Field]
+
+
+def upload_fields(theta: Theta, latent: int, metrics: Iterable[str], limits: Limits) -> dict[str, Field]:
+    """A round's upload; `theta` are the parameters that the client received, without a client dimension."""
+    dtype = next(iter(theta.values())).dtype
+    return {
+        **{f"theta.{k}": Field(tuple(v.shape), v.dtype) for k, v in theta.items()},
+        "means": Field((latent,), dtype, norm=limits.max_posterior_norm),
+        "variances": Field((latent,), dtype, 0, limits.max_posterior_norm**2),
+        "counts": Field((), torch.int64, 1, MAX_PAIRS),
+        **{f"metrics.{k}": Field((), dtype) for k in metrics},
+    }
+
+
+def upload_arrays(upload: Upload) -> dict[str, Tensor]:
+    """An upload as named arrays (users, ...)."""
+    return {
+        **{f"theta.{k}": v for k, v in upload.theta.items()},
+        "means": upload.means,
+        "variances": upload.variances,
+        "counts": upload.counts.to(torch.int64),
+        **{f"metrics.{k}": v for k, v in upload.metrics.items()},
+    }
+
+
+def form_problem(arrays: Mapping[str, Tensor], fields: Fields, rows: int) -> str | None:
+    """Why arrays are not of the declared form, or None; their values are still to be checked (`problems`)."""
+    if set(arrays) != set(fields):
+        odd = sorted({*arrays} ^ {*fields})[0]
+        return f"{odd} is {'not declared' if odd in arrays else 'missing'}"
+    for name, field in fields.items():
+        wanted, value = (rows, *field.shape), arrays[name]
+        if tuple(value.shape) != wanted:
+            return f"{name} has shape {tuple(value.shape)}, not {wanted}"
+        if value.dtype != field.dtype:
+            return f"{name} has another dtype than {field.dtype}"
+    return None
+
+
+def problems(arrays: Mapping[str, Tensor], fields: Fields) -> dict[int, str]:
+    """Rows that break a field's bounds."""
+    found: dict[int, str] = {}
+    for name, field in fields.items():
+        found |= {i: f"{name} {what}" for i, what in field.problems(arrays[name]).items()}
+    return found
+
+
+def update_norms(arrays: Mapping[str, Tensor], theta: Theta) -> Tensor:
+    """(users,) norms of the changes of all parameters; `theta` may have a leading dimension of users, or of 1."""
+    squares = [flat_rows(arrays[f"theta.{k}"] - v).square().sum(1) for k, v in theta.items()]
+    return torch.stack(squares).sum(0).sqrt()
+
+
+def upload_problems(arrays: Mapping[str, Tensor], fields: Fields, theta: Theta, limits: Limits) -> dict[int, str]:
+    """`problems`, and changes of the parameters that are larger than ``max_update_norm``."""
+    large = (update_norms(arrays, theta) > limits.max_update_norm).nonzero().flatten().tolist()
+    text = f"theta has changed by more than max_update_norm ({limits.max_update_norm:g})"
+    return dict.fromkeys(large, text) | problems(arrays, fields)
+
+
+def flat_rows(rows: Tensor) -> Tensor:
+    """(users, entries) in double precision."""
+    return rows.double().flatten(1) if rows.ndim > 1 else rows.double().unsqueeze(-1)
