@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 from fedvpa.apps.runs import environment
 from fedvpa.apps.stopping import Interrupted
 from fedvpa.apps.training import load, round_record
-from fedvpa.config import ExperimentConfig, parse_config
+from fedvpa.config import ExperimentConfig, PrivacyConfig, parse_config
 from fedvpa.evaluation.compare import PairScores
 from fedvpa.evaluation.experiment import MethodRun, Prepared, run_method
 from fedvpa.evaluation.result_files import plain, write_bytes, write_text
@@ -38,6 +38,9 @@ stop = threading.Event()
 
 
 _IRRELEVANT: Any = {"output": True, "evaluation": {"bootstrap", "every"}, "federation": {"device"}}
+_SINCE: dict[str, Any] = {"privacy": PrivacyConfig().model_dump(mode="json")}
+"""Dotted keys that came after the first cells were kept: left out of the address while they hold this neutral value, so
+that cells stay known."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,25 @@ class Cell:
         Where files go, how intervals are resampled and how often training is watched do not enter. The version of the
         code does not either: a finished cell names the commit that made it.
         """
-        tree = self.config(config).model_dump(mode="json", exclude=_IRRELEVANT)
+        tree = _without_neutral(self.config(config).model_dump(mode="json", exclude=_IRRELEVANT))
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:20]
 
     def config(self, config: ExperimentConfig) -> ExperimentConfig:
         """The configuration with this cell's method and seed."""
         method = config.method.model_copy(update={"name": self.method})
         return config.model_copy(update={"method": method, "seed": self.seed})
+
+
+def _without_neutral(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree without the keys of `_SINCE` that hold their neutral value."""
+    for path, neutral in _SINCE.items():
+        *sections, key = path.split(".")
+        place = tree
+        for section in sections:
+            place = place[section]
+        if place[key] == neutral:
+            del place[key]
+    return tree
 
 
 @dataclass(frozen=True)
@@ -152,6 +167,7 @@ def data_part(config: ExperimentConfig) -> str:
         "federation": populations,
         "evaluation": {"context_sizes"},
         "output": {"cache"},
+        "privacy": {"moments_clip", "moments_noise", "secret_noise"},
     }
     tree = config.model_dump(mode="json", include=keep)
     tree["federation"]["sampled_clients"] = 1  # no part of the data, but never more than there are clients

@@ -155,7 +155,8 @@ def round_record(config: ExperimentConfig, report: RoundReport, values: Mapping[
     """A line of ``metrics.jsonl`` for a round of `config.method.name`."""
     cost = {"bytes_up": report.bytes_up, "bytes_down": report.bytes_down} if report.bytes_up else {}
     head = {"method": config.method.name, "seed": config.seed, "round": report.round, "seconds": report.seconds}
-    record = RoundRecord.model_validate(plain({**head, **report.metrics, **cost, "validation": values}))
+    rest = {"epsilon": report.epsilon, "validation": values}
+    record = RoundRecord.model_validate(plain({**head, **report.metrics, **cost, **rest}))
     return record.model_dump()
 
 

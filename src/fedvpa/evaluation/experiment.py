@@ -15,6 +15,7 @@ from fedvpa.errors import UserError
 from fedvpa.evaluation import diagnostics
 from fedvpa.evaluation.compare import PairScores
 from fedvpa.evaluation.protocol import Panel, make_panel, measure, measure_leaking, score_predictions
+from fedvpa.federation import privacy
 from fedvpa.federation.moments import Standardizer, client_moments, combine
 from fedvpa.federation.rounds import ClientData, RoundReport, TrainingState, start, train
 from fedvpa.methods.base import Method, Pool, Predictor, Setup
@@ -102,8 +103,11 @@ def prepare(
     features = encode(config, data) if features is None else features
     dtype = torch.float32 if config.federation.dtype == "float32" else torch.float64
     raw = torch.stack([features.a, features.b], 1)
-    messages = [client_moments(raw[c.train.index].flatten(0, 1)) for c in data.clients["seen"]]
-    standardizer = combine(messages)
+    held = [raw[c.train.index].flatten(0, 1) for c in data.clients["seen"]]
+    if config.privacy.moments_clip is None:
+        standardizer = combine(client_moments(x) for x in held)
+    else:
+        standardizer = privacy.private_standardizer(held, config)
     base = None if features.base_logit is None else features.base_logit.to(dtype)
     pool = Pool(standardizer(raw).to(dtype), base)
     populations: dict[str, tuple[Client, ...]] = {**data.clients, "switching": data.switching}
@@ -113,7 +117,7 @@ def prepare(
         for draw in range(CHOOSING_DRAWS if data.clients["validation"] else 0)
     )
     clients = ClientData(pool, data.clients["seen"])
-    return Prepared(config, data, standardizer, messages[0].bytes(), pool, clients, panels, choosing)
+    return Prepared(config, data, standardizer, client_moments(held[0]).bytes(), pool, clients, panels, choosing)
 
 
 @dataclass
@@ -185,6 +189,7 @@ def run_method(
             "bytes_up": upload_bytes(method, training) if federated else None,
             "bytes_down": method.download_bytes(download) if federated else None,
             "seconds_per_round": sum(spent) / len(spent) if spent else None,
+            "epsilon": privacy.epsilon_after(method, config, len(prepared.clients), training.server.round),
         },
     )
     return run
@@ -338,6 +343,7 @@ _NULLABLE = (
     "bytes_up",
     "bytes_down",
     "seconds_per_round",
+    "epsilon",
 )
 
 

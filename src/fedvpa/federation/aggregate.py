@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -12,6 +13,8 @@ from fedvpa.methods.base import Upload
 from fedvpa.variational.selector import Theta
 
 Kind = Literal["average", "momentum", "adam"]
+Mean = Callable[[Theta, Upload], Theta]
+"""From the global parameters and a round's uploads to the mean change of the clients."""
 
 
 class ServerOptimizer(NamedTuple):
@@ -60,30 +63,6 @@ def initial_moments(optimizer: ServerOptimizer, theta: Theta, models: int) -> Th
     return {f"{k}/{n}": v for k in range(models) for n, v in optimizer.init(of_model(theta, k)).items()}
 
 
-def server_step(optimizer: ServerOptimizer, theta: Theta, upload: Upload, state: Theta) -> tuple[Theta, Theta]:
-    """The next global parameters and optimiser state from a round's uploads.
-
-    Where the server keeps several models, each steps on the mean change of the clients that trained it, with an
-    optimiser state of its own; a model that nobody trained stays as it is.
-    """
-    if upload.model is None:
-        return optimizer.step(theta, weighted_change(theta, upload), state)
-    theta, state = dict(theta), dict(state)
-    for k in upload.model.unique().tolist():
-        mine, own = upload.model == k, of_model(theta, k)
-        trained = {n: v[mine] for n, v in upload.theta.items()}
-        part = replace(upload, ids=upload.ids[mine], theta=trained, counts=upload.counts[mine])
-        new, moments = optimizer.step(own, weighted_change(own, part), of_model(state, k))
-        theta |= {f"{k}/{n}": v for n, v in new.items()}
-        state |= {f"{k}/{n}": v for n, v in moments.items()}
-    return theta, state
-
-
-def of_model(named: Theta, k: int) -> Theta:
-    """What belongs to model k, ``k/NAME``, as ``NAME``."""
-    return {n.removeprefix(f"{k}/"): v for n, v in named.items() if n.startswith(f"{k}/")}
-
-
 def weighted_change(theta: Theta, upload: Upload) -> Theta:
     """Mean over the clients of theta_i - theta, weighted by their numbers of examples.
 
@@ -93,6 +72,35 @@ def weighted_change(theta: Theta, upload: Upload) -> Theta:
     weight = upload.counts.to(next(iter(theta.values())).dtype)
     weight = weight / weight.sum()
     return {k: torch.tensordot(weight, upload.theta[k], dims=1) - v for k, v in theta.items()}
+
+
+def server_step(
+    optimizer: ServerOptimizer, theta: Theta, upload: Upload, state: Theta, mean: Mean = weighted_change
+) -> tuple[Theta, Theta]:
+    """The next global parameters and optimiser state from a round's uploads.
+
+    Where the server keeps several models, each steps on the mean change of the clients that trained it, with an
+    optimiser state of its own; a model that nobody trained stays as it is.
+
+    Args:
+        mean: how the clients' changes become one; noise is composed here (`federation.privacy`).
+    """
+    if upload.model is None:
+        return optimizer.step(theta, mean(theta, upload), state)
+    theta, state = dict(theta), dict(state)
+    for k in upload.model.unique().tolist():
+        mine, own = upload.model == k, of_model(theta, k)
+        trained = {n: v[mine] for n, v in upload.theta.items()}
+        part = replace(upload, ids=upload.ids[mine], theta=trained, counts=upload.counts[mine])
+        new, moments = optimizer.step(own, mean(own, part), of_model(state, k))
+        theta |= {f"{k}/{n}": v for n, v in new.items()}
+        state |= {f"{k}/{n}": v for n, v in moments.items()}
+    return theta, state
+
+
+def of_model(named: Theta, k: int) -> Theta:
+    """What belongs to model k, ``k/NAME``, as ``NAME``."""
+    return {n.removeprefix(f"{k}/"): v for n, v in named.items() if n.startswith(f"{k}/")}
 
 
 def concatenate(uploads: list[Upload]) -> Upload:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedvpa.config import ExperimentConfig
+from fedvpa.federation import privacy
 from fedvpa.federation.aggregate import ServerOptimizer, concatenate, initial_moments, server_step
 from fedvpa.methods.base import (
     ClientBatch,
@@ -48,6 +49,7 @@ class RoundReport:
         round: rounds completed, from 1.
         metrics: mean over the round's clients of each uploaded scalar.
         bytes_up, bytes_down: per client; seconds: wall time of the round.
+        epsilon: of everything released so far, infinite without noise; None where privacy is off.
     """
 
     round: int
@@ -55,6 +57,7 @@ class RoundReport:
     bytes_up: int
     bytes_down: int
     seconds: float
+    epsilon: float | None = None
 
 
 Callback = Callable[[RoundReport, TrainingState], None]
@@ -87,8 +90,8 @@ class ClientData:
 
 
 def sample_clients(config: ExperimentConfig, total: int, round: int) -> Tensor:
-    """(sampled,) distinct clients of a round, sorted, from (seed, round)."""
-    order = torch.randperm(total, generator=generator(config.seed, "sample", round))
+    """(sampled,) distinct clients of a round, sorted, from (seed, round); unpredictable with `secret_noise`."""
+    order = torch.randperm(total, generator=generator(privacy.root_seed(config), "sample", round))
     return order[: min(config.federation.sampled_clients, total)].sort().values
 
 
@@ -126,7 +129,7 @@ def run_clients(
         noise = round_noise(method, config, data, part, state.server.round)
         mine = {k: v[part] for k, v in state.private.items()}
         upload, rows = method.client_update(download, mine, data.batch(part), noise)
-        uploads.append(upload)
+        uploads.append(privacy.protect(upload, download.theta, config, state.server.round))
         for k, v in rows.items():
             private[k] = private[k].index_copy(0, part.to(v.device), v)
     return concatenate(uploads), private
@@ -176,7 +179,8 @@ def one_round(
     joint = getattr(method, "joint", False)
     ids = torch.arange(len(data)) if joint else sample_clients(config, len(data), round)
     upload, private = run_clients(method, config, data, state, ids)
-    theta, moments = server_step(server_optimizer(config, round), state.server.theta, upload, state.optimizer)
+    mean = privacy.mean_of(config, len(data), round)
+    theta, moments = server_step(server_optimizer(config, round), state.server.theta, upload, state.optimizer, mean)
     down = method.download_bytes(method.broadcast(state.server))
     server = method.server_update(state.server, upload, theta, generator(config.seed, "server", round))
     report = RoundReport(
@@ -185,6 +189,7 @@ def one_round(
         upload.bytes_per_client() + reported if method.federated else 0,
         down if method.federated else 0,
         time.perf_counter() - began,
+        privacy.epsilon_after(method, config, len(data), server.round),
     )
     return TrainingState(server, moments, private), report
 
@@ -200,7 +205,11 @@ def train(
 
     Args:
         state: where to go on (a checkpoint); None starts afresh.
+
+    Raises:
+        UserError: privacy is on, and the method sends what the account does not cover.
     """
+    privacy.check(method, config)
     state = state or start(method, config, len(data))
     while state.server.round < config.federation.rounds:
         state, report = one_round(method, config, data, state)
