@@ -145,7 +145,7 @@ def noised_mean(theta: Theta, upload: Upload, *, p: PrivacyConfig, expected: int
 def private_standardizer(features: Iterable[Tensor], config: ExperimentConfig) -> Standardizer:
     """The federated moments under DP: the mean of the clients' clipped messages, with noise.
 
-    A feature whose variance is not clearly above the noise (three deviations) keeps scale 1.
+    What is not clearly above the noise (three deviations) is left in place: mean 0, scale 1.
 
     Args:
         features: per client (responses, D).
@@ -157,6 +157,7 @@ def private_standardizer(features: Iterable[Tensor], config: ExperimentConfig) -
     g = generator(root_seed(config), "privacy-moments")
     noise = torch.randn(2, len(messages[0].total), generator=g, dtype=torch.float64) * deviation
     mean = torch.stack([m.total for m in messages]).mean(0) + noise[0]
+    mean = torch.where(mean.abs() > 3 * deviation, mean, 0.0)
     squares = torch.stack([m.squares for m in messages]).mean(0) + p.moments_clip * noise[1]
     floor = max(1e-6, 3 * deviation * p.moments_clip)
     return combine([Moments(torch.ones((), dtype=torch.float64), mean, squares)], floor)
