@@ -20,6 +20,7 @@ from fedvpa.apps.stopping import StopSignals
 from fedvpa.backbone.encode import Backbone
 from fedvpa.backbone.models import cache_dir
 from fedvpa.config import ExperimentConfig
+from fedvpa.errors import UserError
 from fedvpa.evaluation.experiment import (
     MethodRun,
     Prepared,
@@ -39,12 +40,16 @@ def train(config: ExperimentConfig, run: RunFolder, console: Console) -> dict[st
     """Trains, measures and reports; returns the results as ``results.json`` holds them.
 
     Raises:
-        UserError: bad data, a missing model, or a folder that cannot be written.
+        UserError: bad data, a missing model, a folder that cannot be written, or secret noise to be resumed.
         Interrupted: SIGINT or SIGTERM; a checkpoint is there.
     """
     if run.finished:
         console.print(f"{run.path}: this run is finished; nothing to do", highlight=False, soft_wrap=True)
         return read_results(run.path / runs.RESULTS)
+    if run.mode == "resume" and config.privacy.secret_noise:
+        problem = "noise of the operating system cannot be drawn again, so this run cannot be resumed"
+        remedy = "start again with --overwrite; what was released before counts separately"
+        raise UserError(problem, remedy, file=run.path, field="privacy.secret_noise")
     prepared, notes = load(config)
     with runs.opened(run, config, "train") as folder:
         measured, metrics = _train(config, prepared, folder, console)

@@ -186,7 +186,7 @@ def run_method(
         run,
         prepared,
         {
-            "bytes_up": upload_bytes(method, training) if federated else None,
+            "bytes_up": upload_bytes(method, training, config.privacy.on) if federated else None,
             "bytes_down": method.download_bytes(download) if federated else None,
             "seconds_per_round": sum(spent) / len(spent) if spent else None,
             "epsilon": privacy.epsilon_after(method, config, len(prepared.clients), training.server.round),
@@ -195,15 +195,17 @@ def run_method(
     return run
 
 
-def upload_bytes(method: Method, training: TrainingState) -> int:
+def upload_bytes(method: Method, training: TrainingState, private: bool = False) -> int:
     """The most bytes that one client sends in a round: theta, posterior statistics, count and metrics.
 
-    Of several models (`fedbiscuit`) a client sends one, and in a round with a survey its loss under each.
+    Of several models (`fedbiscuit`) a client sends one, and in a round with a survey its loss under each. With DP
+    (`private`) no metrics leave.
     """
     server, models = training.server, getattr(method, "models", 1)
+    metrics = 0 if private else len(method.metric_names)
     theta = sum(t.numel() * t.element_size() for t in server.theta.values()) // models
     theta += models * server.means.element_size() if models > 1 else 0
-    return theta + 2 * server.means.shape[1] * server.means.element_size() + 8 + 4 * len(method.metric_names)
+    return theta + 2 * server.means.shape[1] * server.means.element_size() + 8 + 4 * metrics
 
 
 def validation_accuracy(method: Method, training: TrainingState, prepared: Prepared) -> dict[str, Any] | None:
