@@ -50,6 +50,7 @@ studies-quick: setup  ## The same, reduced, in under half an hour: tables, figur
 docs: setup-test  ## Write the generated pages again, and check the links
 	$(BIN)/python -m fedvpa.evaluation.results > docs/results-schema.md
 	$(BIN)/python benchmarks/results_page.py
+	$(BIN)/python benchmarks/privacy.py
 	$(BIN)/python .ci/check_links.py
 
 clean:  ## Remove the environment, caches and the demo's output
@@ -67,5 +68,5 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(PIP) install -c constraints.txt -e '.[test]'
+	$(PIP) install -c constraints.txt -e '.[test,privacy]'
 	@touch $@

@@ -306,6 +306,49 @@ class DefenceConfig(_Section):
     )
 
 
+class PrivacyConfig(_Section):
+    """Client-level differential privacy (`federation/privacy.py`); off unless something is clipped."""
+
+    clip: float | None = Field(
+        None, gt=0, description="C, largest norm of a client's change theta_i - theta; empty: no clipping."
+    )
+    noise: float = Field(0.0, ge=0, description="sigma, deviation of the noise on the changes' sum, in units of C.")
+    posterior_clip: float | None = Field(
+        None, gt=0, description="Largest norm of a client's posterior statistics (mubar, sbar^2 - 1) together."
+    )
+    posterior_noise: float = Field(
+        0.0, ge=0, description="Deviation of the noise on each client's statistics, in units of posterior_clip."
+    )
+    moments_clip: float | None = Field(
+        None, gt=0, description="Largest norm of a response's features in the moments of round 0."
+    )
+    moments_noise: float = Field(
+        0.0, ge=0, description="Deviation of the noise on the moments' sum, in units of moments_clip."
+    )
+    delta: float | None = Field(None, gt=0, lt=1, description="delta of the account; empty: clients^-1.1.")
+    secret_noise: bool = Field(
+        False,
+        description="Noise and sampled clients from the operating system's randomness instead of `seed`; needed in "
+        "earnest, and not reproducible.",
+    )
+
+    @model_validator(mode="after")
+    def _clipped(self) -> PrivacyConfig:
+        for noise, clip in (
+            ("noise", "clip"),
+            ("posterior_noise", "posterior_clip"),
+            ("moments_noise", "moments_clip"),
+        ):
+            if getattr(self, noise) > 0 and getattr(self, clip) is None:
+                raise ValueError(f"{noise} without {clip} protects nothing: give {clip} too")
+        return self
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is clipped."""
+        return any(c is not None for c in (self.clip, self.posterior_clip, self.moments_clip))
+
+
 class OutputConfig(_Section):
     checkpoint_every: int = Field(25, ge=1, description="Rounds between two checkpoints.")
     cache: str | None = Field(None, description="Cache folder; empty: $FEDVPA_CACHE or ~/.cache/fedvpa.")
@@ -325,6 +368,7 @@ class ExperimentConfig(_Section):
     network: NetworkConfig = NetworkConfig()
     faults: FaultsConfig = FaultsConfig()
     defence: DefenceConfig = DefenceConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     output: OutputConfig = OutputConfig()
 
     @model_validator(mode="after")
@@ -335,6 +379,8 @@ class ExperimentConfig(_Section):
                 f"method.selectors ({m.selectors}) times method.selector_warmup ({m.selector_warmup}) exceeds 1, "
                 "all of the rounds"
             )
+        if self.privacy.clip is not None and f.aggregation != "mean":
+            raise ValueError("federation.aggregation must be mean with privacy.clip: noise is added to a sum")
         if f.sampled_clients > f.clients:
             raise ValueError(
                 f"federation.sampled_clients ({f.sampled_clients}) exceeds federation.clients ({f.clients})"

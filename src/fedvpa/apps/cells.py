@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 from fedvpa.apps.runs import environment
 from fedvpa.apps.stopping import Interrupted
 from fedvpa.apps.training import load, round_record
-from fedvpa.config import ExperimentConfig, parse_config
+from fedvpa.config import ExperimentConfig, PrivacyConfig, parse_config
 from fedvpa.evaluation.compare import PairScores
 from fedvpa.evaluation.experiment import MethodRun, Prepared, run_method
 from fedvpa.evaluation.result_files import plain, write_bytes, write_text
@@ -37,8 +37,7 @@ stop = threading.Event()
 """Asks cells that run in this process to end after the round."""
 
 
-_IRRELEVANT: Any = {"output": True, "evaluation": {"bootstrap", "every"}, "federation": {"device"}}
-
+_IRRELEVANT: Any = {"output": True, "network": True, "evaluation": {"bootstrap", "every"}, "federation": {"device"}}
 _SINCE: dict[tuple[str, str], Any] = {
     ("method", "prior_components"): 0,
     ("method", "posterior_age"): 0,
@@ -53,6 +52,8 @@ _SINCE: dict[tuple[str, str], Any] = {
     ("defence", "max_posterior_norm"): 1e3,
     ("defence", "update_outlier"): 0.0,
     ("defence", "posterior_outlier"): 0.0,
+    ("data", "user_column"): "user_id",
+    **{("privacy", key): neutral for key, neutral in PrivacyConfig().model_dump(mode="json").items()},
 }
 """Keys that are newer than some finished cells, and the value at which the code does what it did before it had them:
 at that value they do not enter an address, so that cells that were finished earlier are still found."""
@@ -174,6 +175,7 @@ def data_part(config: ExperimentConfig) -> str:
         "federation": populations,
         "evaluation": {"context_sizes"},
         "output": {"cache"},
+        "privacy": {"moments_clip", "moments_noise", "secret_noise"},
     }
     tree = config.model_dump(mode="json", include=keep)
     tree["federation"]["sampled_clients"] = 1  # no part of the data, but never more than there are clients

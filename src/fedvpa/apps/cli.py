@@ -397,6 +397,22 @@ def init(
     Console(soft_wrap=True).print(f"{folder / 'README.md'} says how to go on", highlight=False)
 
 
+@app.command(epilog=_examples("fedvpa forget runs/first user-17"))
+def forget(
+    run: Annotated[Path, typer.Argument(help="The folder of a run.", metavar="RUN")],
+    user: Annotated[str, typer.Argument(help="The user's id, as in the data.", metavar="USER")],
+) -> None:
+    """Delete what a run keeps about a user: posterior, private state, figures. The trained selector stays as it is."""
+    from fedvpa.apps import forgetting
+
+    found = forgetting.forget(run, user)
+    console = Console(soft_wrap=True)
+    for path in found.files:
+        how = "was damaged, deleted" if path in found.deleted else "removed"
+        console.print(f"{path}: {how}", highlight=False, markup=False)
+    console.print(forgetting.REMAINS, highlight=False, markup=False)
+
+
 @app.command(epilog=_examples("fedvpa report runs/first"))
 def report(run: Annotated[Path, typer.Argument(help="The folder of a run.", metavar="RUN")]) -> None:
     """Build report.html of a finished run again, and print its tables."""

@@ -51,7 +51,8 @@ class RoundProgress:
             self.accuracy = f"  validation {values['accuracy']:.3f}"
         loss = report.metrics.get("loss")
         shown = "" if loss is None else f"loss {loss:.3f}"
-        state = f"{shown}{self.accuracy}  {seconds(each)} s/round"
+        spent = "" if report.epsilon is None else f"  epsilon {report.epsilon:.3g}"
+        state = f"{shown}{self.accuracy}{spent}  {seconds(each)} s/round"
         self._progress.update(self._task, completed=report.round, state=state)
         step = -(-self.total // LINES)
         if not self.live and (report.round % step == 0 or report.round == self.total):

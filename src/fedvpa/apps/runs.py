@@ -26,6 +26,7 @@ from fedvpa.config import ExperimentConfig, parse_config
 from fedvpa.errors import UserError
 from fedvpa.evaluation.compare import PairScores, summarise
 from fedvpa.evaluation.result_files import read_results, write_results, write_text
+from fedvpa.federation.privacy import delta
 from fedvpa.preferences.schema import FederatedPreferences
 from fedvpa.reporting.html import write_report
 
@@ -195,10 +196,20 @@ def combine(
         "summary": summary,
         "diagnostics": figures,
         "switching": switching,
-        "notes": [*data.notes, *notes],
+        "notes": [*data.notes, *notes, *privacy_notes(config, rows)],
         "data": describe(data),
         "environment": environment(),
     }
+
+
+def privacy_notes(config: ExperimentConfig, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What epsilon each method with privacy reached, in a sentence; empty where privacy is off."""
+    if not config.privacy.on:
+        return []
+    reached = {r["method"]: r["epsilon"] for r in rows if r["bytes_up"] is not None}
+    texts = [f"{m} {'without bound' if e is None or e == float('inf') else f'{e:.3g}'}" for m, e in reached.items()]
+    shown = f"Client-level epsilon at delta {delta(config.privacy, config.federation.clients):.2g}: {', '.join(texts)}."
+    return [shown] if texts else []
 
 
 def describe(data: FederatedPreferences) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from fedvpa.apps.stopping import StopSignals
 from fedvpa.backbone.encode import Backbone
 from fedvpa.backbone.models import cache_dir
 from fedvpa.config import ExperimentConfig
+from fedvpa.errors import UserError
 from fedvpa.evaluation.encoding import encode
 from fedvpa.evaluation.experiment import (
     MethodRun,
@@ -51,12 +52,16 @@ def train(
         trainer_of: what runs the rounds, made in the run folder; None: the rounds are run here.
 
     Raises:
-        UserError: bad data, a missing model, or a folder that cannot be written.
+        UserError: bad data, a missing model, a folder that cannot be written, or secret noise to be resumed.
         Interrupted: SIGINT or SIGTERM; a checkpoint is there.
     """
     if run.finished:
         console.print(f"{run.path}: this run is finished; nothing to do", highlight=False, soft_wrap=True)
         return read_results(run.path / runs.RESULTS)
+    if run.mode == "resume" and config.privacy.secret_noise:
+        problem = "noise of the operating system cannot be drawn again, so this run cannot be resumed"
+        remedy = "start again with --overwrite; what was released before counts separately"
+        raise UserError(problem, remedy, file=run.path, field="privacy.secret_noise")
     prepared, notes = load(config)
     with runs.opened(run, config, "train") as folder:
         trainer, said = (run_rounds, lambda: ()) if trainer_of is None else trainer_of(prepared, folder)
@@ -187,7 +192,8 @@ def round_record(config: ExperimentConfig, report: RoundReport, values: Mapping[
     head = {"method": config.method.name, "seed": config.seed, "round": report.round, "seconds": report.seconds}
     if report.faults:
         cost["faults"], cost["rejected"] = report.faults, {str(k): v for k, v in report.rejected.items()}
-    record = RoundRecord.model_validate(plain({**head, **report.metrics, **cost, "validation": values}))
+    rest = {"epsilon": report.epsilon, "validation": values}
+    record = RoundRecord.model_validate(plain({**head, **report.metrics, **cost, **rest}))
     return record.model_dump()
 
 

@@ -15,6 +15,7 @@ from fedvpa.evaluation import diagnostics
 from fedvpa.evaluation.compare import PairScores
 from fedvpa.evaluation.encoding import encode
 from fedvpa.evaluation.protocol import Panel, make_panel, measure, measure_leaking, score_predictions
+from fedvpa.federation import privacy
 from fedvpa.federation.moments import Standardizer, client_moments, combine
 from fedvpa.federation.rounds import Callback, ClientData, RoundReport, TrainingState, start, train
 from fedvpa.methods.base import Method, Pool, Predictor, Setup, torch_dtype
@@ -97,8 +98,11 @@ def prepare(
     features = encode(config, data) if features is None else features
     dtype = torch_dtype(config)
     raw = torch.stack([features.a, features.b], 1)
-    messages = [client_moments(raw[c.train.index].flatten(0, 1)) for c in data.clients["seen"]]
-    standardizer = combine(messages)
+    held = [raw[c.train.index].flatten(0, 1) for c in data.clients["seen"]]
+    if config.privacy.moments_clip is None:
+        standardizer = combine(client_moments(x) for x in held)
+    else:
+        standardizer = privacy.private_standardizer(held, config)
     base = None if features.base_logit is None else features.base_logit.to(dtype)
     pool = Pool(standardizer(raw).to(dtype), base)
     populations: dict[str, tuple[Client, ...]] = {**data.clients, "switching": data.switching}
@@ -108,7 +112,7 @@ def prepare(
         for draw in range(CHOOSING_DRAWS if data.clients["validation"] else 0)
     )
     clients = ClientData(pool, data.clients["seen"])
-    return Prepared(config, data, standardizer, messages[0].bytes(), pool, clients, panels, choosing)
+    return Prepared(config, data, standardizer, client_moments(held[0]).bytes(), pool, clients, panels, choosing)
 
 
 @dataclass
@@ -185,10 +189,11 @@ def run_method(
         run,
         prepared,
         {
-            "bytes_up": upload_bytes(method, training) if federated else None,
+            "bytes_up": upload_bytes(method, training, config.privacy.on) if federated else None,
             "bytes_down": method.download_bytes(download) if federated else None,
             "seconds_per_round": sum(spent) / len(spent) if spent else None,
             **fault_counts(training),
+            "epsilon": privacy.epsilon_after(method, config, len(prepared.clients), training.server.round),
         },
     )
     return run
@@ -204,15 +209,17 @@ def fault_counts(training: TrainingState) -> dict[str, int]:
     return {k: v for k, v in counts.items() if v}
 
 
-def upload_bytes(method: Method, training: TrainingState) -> int:
+def upload_bytes(method: Method, training: TrainingState, private: bool = False) -> int:
     """The most bytes that one client sends in a round: theta, posterior statistics, count and metrics.
 
-    Of several models (`fedbiscuit`) a client sends one, and in a round with a survey its loss under each.
+    Of several models (`fedbiscuit`) a client sends one, and in a round with a survey its loss under each. With DP
+    (`private`) no metrics leave.
     """
     server, models = training.server, getattr(method, "models", 1)
+    metrics = 0 if private else len(method.metric_names)
     theta = sum(t.numel() * t.element_size() for t in server.theta.values()) // models
     theta += models * server.means.element_size() if models > 1 else 0
-    return theta + 2 * server.means.shape[1] * server.means.element_size() + 8 + 4 * len(method.metric_names)
+    return theta + 2 * server.means.shape[1] * server.means.element_size() + 8 + 4 * metrics
 
 
 def validation_accuracy(method: Method, training: TrainingState, prepared: Prepared) -> dict[str, Any] | None:
@@ -352,6 +359,7 @@ _NULLABLE = (
     "bytes_up",
     "bytes_down",
     "seconds_per_round",
+    "epsilon",
 )
 
 

@@ -54,6 +54,11 @@ class Row(_Strict):
     bytes_up: float | None = Field(description="Bytes that one client sends per round.")
     bytes_down: float | None = Field(description="Bytes that one client receives per round.")
     seconds_per_round: float | None = Field(description="Wall-clock seconds of a training round, evaluation excluded.")
+    epsilon: float | None = Field(
+        None,
+        description="Client-level epsilon of everything released in training (docs/privacy.md); null without a bound: "
+        "privacy is off, or something is sent without noise.",
+    )
     conflict_accuracy: float | None = Field(None, description="Accuracy on the pairs on which groups disagree.")
     group_accuracy: dict[str, float | None] | None = Field(None, description="Accuracy per true group, by name.")
     shuffled_accuracy: float | None = Field(None, description="Accuracy with the latent of another user, at random.")
@@ -209,6 +214,7 @@ class RoundRecord(_Strict):
     bytes_up: float | None = Field(None, description="Bytes that one client sent.")
     bytes_down: float | None = Field(None, description="Bytes that one client received.")
     seconds: float | None = Field(None, description="Wall-clock seconds of the round.")
+    epsilon: float | None = Field(None, description="Client-level epsilon of everything released up to this round.")
     mean_norm: float | None = Field(None, description="Norm of the uploaded posterior means, mean over clients.")
     effective_components: float | None = Field(None, description="exp(H(w)) of the prior weights, mean over clients.")
     validation: Validation | None = Field(None, description="Only on rounds with an evaluation.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,6 +15,8 @@ from fedvpa.methods.base import Upload
 from fedvpa.variational.selector import Theta
 
 Kind = Literal["average", "momentum", "adam"]
+Mean = Callable[[Theta, Upload], Theta]
+"""From the global parameters and a round's uploads to the mean change of the clients."""
 
 
 class ServerOptimizer(NamedTuple):
@@ -64,20 +68,27 @@ def initial_moments(optimizer: ServerOptimizer, theta: Theta, models: int) -> Th
     return {f"{k}/{n}": v for k in range(models) for n, v in optimizer.init(of_model(theta, k)).items()}
 
 
-def server_step(optimizer: ServerOptimizer, theta: Theta, upload: Upload, state: Theta) -> tuple[Theta, Theta]:
+def server_step(
+    optimizer: ServerOptimizer, theta: Theta, upload: Upload, state: Theta, mean: Mean | None = None
+) -> tuple[Theta, Theta]:
     """The next global parameters and optimiser state from a round's uploads.
 
     Where the server keeps several models, each steps on the mean change of the clients that trained it, with an
     optimiser state of its own; a model that nobody trained stays as it is.
+
+    Args:
+        mean: how the clients' changes become one, where noise is composed (`federation.privacy`); None: as the
+            optimiser's `aggregation` says.
     """
+    mean = mean or partial(combined_change, optimizer)
     if upload.model is None:
-        return optimizer.step(theta, combined_change(optimizer, theta, upload), state)
+        return optimizer.step(theta, mean(theta, upload), state)
     theta, state = dict(theta), dict(state)
     for k in upload.model.unique().tolist():
         mine, own = upload.model == k, of_model(theta, k)
         trained = {n: v[mine] for n, v in upload.theta.items()}
         part = replace(upload, ids=upload.ids[mine], theta=trained, counts=upload.counts[mine])
-        new, moments = optimizer.step(own, combined_change(optimizer, own, part), of_model(state, k))
+        new, moments = optimizer.step(own, mean(own, part), of_model(state, k))
         theta |= {f"{k}/{n}": v for n, v in new.items()}
         state |= {f"{k}/{n}": v for n, v in moments.items()}
     return theta, state

@@ -75,6 +75,15 @@ def load(
     return None
 
 
+def rewrite(path: Path, change: Callable[[TrainingState], TrainingState]) -> bool:
+    """Replaces one checkpoint by what `change` makes of it, whole or not at all; False where it is damaged."""
+    found = _read(path)
+    if isinstance(found, str):
+        return False
+    save(path.parent, change(found[0]), found[1])
+    return True
+
+
 def checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints in a folder, the newest first."""
     return sorted(Path(folder).glob("round-[0-9]*"), reverse=True)

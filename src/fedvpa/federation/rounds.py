@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedvpa.config import ExperimentConfig
-from fedvpa.federation import faults
+from fedvpa.federation import faults, privacy
 from fedvpa.federation.aggregate import ServerOptimizer, concatenate, initial_moments, server_step
 from fedvpa.federation.reception import Reception, receive
 from fedvpa.methods.base import (
@@ -59,6 +59,7 @@ class RoundReport:
         bytes_up, bytes_down: per client; seconds: wall time of the round.
         faults: clients that were ``silent``, ``failed`` or ``rejected``, and ``injected/KIND``; empty without any.
         rejected: client -> why its upload was rejected.
+        epsilon: of everything released so far, infinite without noise; None where privacy is off.
     """
 
     round: int
@@ -68,6 +69,7 @@ class RoundReport:
     seconds: float
     faults: dict[str, int] = field(default_factory=dict)
     rejected: dict[int, str] = field(default_factory=dict)
+    epsilon: float | None = None
 
 
 Callback = Callable[[RoundReport, TrainingState], None]
@@ -115,12 +117,12 @@ class ClientData:
 
 
 def sample_clients(config: ExperimentConfig, total: int, round: int, available: Tensor | None = None) -> Tensor:
-    """(sampled,) distinct clients of a round, sorted, from (seed, round).
+    """(sampled,) distinct clients of a round, sorted, from (seed, round); unpredictable with `privacy.secret_noise`.
 
     Args:
         available: (total,) bool, clients that can be reached. With all of them it is the sample without it.
     """
-    order = torch.randperm(total, generator=generator(config.seed, "sample", round))
+    order = torch.randperm(total, generator=generator(privacy.root_seed(config), "sample", round))
     order = order if available is None else order[available[order]]
     return order[: min(config.federation.sampled_clients, len(order))].sort().values
 
@@ -174,7 +176,7 @@ def train_clients(
         noise = round_noise(method, config, data, part, download.round)
         mine = {k: v[part] for k, v in private.items()}
         upload, changed = method.client_update(download, mine, data.batch(part), noise)
-        uploads.append(upload)
+        uploads.append(privacy.protect(upload, download.theta, config, download.round))
         for k, v in changed.items():
             private[k] = private[k].index_copy(0, part.to(v.device), v)
     return concatenate(uploads), private
@@ -250,6 +252,7 @@ def one_round(
         time.perf_counter() - began,
         counts,
         reception.rejected,
+        privacy.epsilon_after(method, config, len(data), new.server.round),
     )
     total = {k: state.faults.get(k, torch.tensor(0)) + counts.get(k, 0) for k in sorted({*state.faults, *counts})}
     private = faults.restored(private, state.private, struck)
@@ -280,8 +283,10 @@ def _tally(struck: faults.Struck, reception: Reception) -> dict[str, int]:
 
 def aggregate(method: Method, config: ExperimentConfig, state: TrainingState, upload: Upload) -> TrainingState:
     """The server's part of a round: the optimiser's step on the mean change, then the method's own update."""
-    round = state.server.round
-    theta, moments = server_step(server_optimizer(config, round), state.server.theta, upload, state.optimizer)
+    round, optimizer = state.server.round, server_optimizer(config, state.server.round)
+    private = config.privacy.clip is not None
+    mean = privacy.mean_of(config, config.federation.clients, round) if private else None
+    theta, moments = server_step(optimizer, state.server.theta, upload, state.optimizer, mean)
     server = method.server_update(state.server, upload, theta, generator(config.seed, "server", round))
     return replace(state, server=server, optimizer=moments)
 
@@ -302,7 +307,11 @@ def train(
 
     Args:
         state: where to go on (a checkpoint); None starts afresh.
+
+    Raises:
+        UserError: privacy is on, and the method sends what the account does not cover.
     """
+    privacy.check(method, config)
     state = state or start(method, config, len(data))
     while state.server.round < config.federation.rounds:
         state, report = one_round(method, config, data, state)

@@ -102,6 +102,7 @@ _DEFINED = (
     "bytes_up",
     "bytes_down",
     "seconds_per_round",
+    "epsilon",
 )
 
 

@@ -92,6 +92,7 @@ _METRICS = {
     "bytes_up": "bytes_up",
     "bytes_down": "bytes_down",
     "seconds_per_round": "seconds_per_round",
+    "epsilon": "epsilon",
 }
 
 
