@@ -154,7 +154,7 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         "# Many clients",
         "",
-        "Written by `python benchmarks/scale.py --page docs/scale.md`; "
+        f"Written by `python benchmarks/scale.py --rounds {result['runs'][0]['rounds_run']} --page docs/scale.md`; "
         f"{machine['commit']}, {machine['processor']}, {result['runs'][0]['threads']} threads.",
         f"{CLIENTS} clients x {PAIRS} pairs, {SAMPLED} sampled, {ROUNDS} rounds, {FEATURES} random features.",
         "*scaled*: the time of all rounds is extrapolated from the last ones, with every client known.",
