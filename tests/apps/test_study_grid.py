@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -99,17 +98,6 @@ def test_the_address_is_the_contents(tmp_path: Path) -> None:
     ]
     assert len({address, *others}) == 6
     assert len(address) == 20
-
-
-def test_sections_that_came_later_do_not_move_what_is_kept(tmp_path: Path) -> None:
-    cell = Cell("fedvpl", 3)
-    tree = cell.config(parse_config({})).model_dump(
-        mode="json", exclude={"output": True, "evaluation": {"bootstrap", "every"}, "federation": {"device"}}
-    )
-    del tree["privacy"]  # as it was before there was such a section
-    before = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:20]
-    assert cell.address(parse_config({"privacy": {"clip": None, "noise": 0.0}})) == before
-    assert cell.address(parse_config({"privacy": {"clip": 1.0}})) != before
 
 
 def test_an_infinite_value_reaches_the_worker(tmp_path: Path) -> None:

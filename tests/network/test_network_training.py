@@ -18,6 +18,7 @@ from fedvpa.errors import UserError
 from fedvpa.evaluation.protocol import make_panel, score_predictions
 from fedvpa.federation import checkpoint, rounds
 from fedvpa.federation.rounds import TrainingState
+from fedvpa.network.node import check_method
 from fedvpa.network.server_app import Server, connect
 from toy import method_of, preferences, settings, world
 
@@ -75,6 +76,19 @@ def test_the_numbers_are_those_of_the_vectorised_engine(name: str, nodes: int, t
     assert found.server.round == config.federation.rounds
     assert apart(found, expected) < 1e-9
     assert not server.faults.counts
+
+
+def test_a_compressed_prior_travels_as_well(tmp_path: Path) -> None:
+    config = experiment(method__prior_components=3)
+    method, expected = reference(config)
+    server, _ = connected(config, tmp_path)
+    assert apart(server.train(method, config), expected) < 1e-9
+    assert expected.server.extra
+
+
+def test_privacy_is_refused_rather_than_left_out() -> None:
+    with pytest.raises(UserError, match="not yet over a network"):
+        check_method(experiment(privacy__clip=1.0))
 
 
 def test_single_precision_agrees_too(tmp_path: Path) -> None:

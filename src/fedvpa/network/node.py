@@ -28,7 +28,10 @@ REFUSED = {
 
 
 def check_method(config: ExperimentConfig) -> None:
-    """Raises `UserError` where `method.name` does not train over a network."""
+    """Raises `UserError` where `method.name` does not train over a network, or with noise that is not added there."""
+    if config.privacy.on:
+        problem = "differential privacy is there in the vectorised engine only, not yet over a network"
+        raise UserError(problem, "leave the section out, or use `fedvpa train`", field="privacy")
     name = config.method.name
     reason = REFUSED.get(name) or ("it takes no rounds" if not hasattr(CLASSES[name], "client_update") else None)
     if reason is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedvpa.federation.moments import Standardizer
 from fedvpa.methods.base import Download, Method, ServerState
+from fedvpa.methods.components import Own
 from fedvpa.network.messages import PROTOCOL, Field, Refusal, read_arrays, write_arrays
 
 _TASK, _ARRAYS, _CLUSTERS = "task", "arrays", "clusters"
@@ -30,7 +31,7 @@ class Task:
         clients, clusters: N and M of the training.
         users: pseudonyms of the users that take part; ids: (users,) their positions among the training clients,
             ascending.
-        download: what they receive; its labels are theirs alone, -1 for everybody else.
+        download: what they receive; its labels (and rows of a compressed prior) are theirs alone.
         standardizer: how features are standardised.
     """
 
@@ -58,10 +59,14 @@ def write_task(task: Task) -> RecordDict:
     arrays: dict[str, Tensor] = {f"{_STANDARDIZER}{k}": v for k, v in task.standardizer._asdict().items()}
     for field in fields(Download):
         value = getattr(task.download, field.name)
-        if isinstance(value, Mapping):
+        if isinstance(value, Own):
+            if task.download.prior_active:
+                arrays |= {f"{field.name}.{k}": v[task.ids] for k, v in value._asdict().items()}
+        elif isinstance(value, Mapping):
             arrays |= {f"{field.name}.{k}": v for k, v in value.items()}
         elif not isinstance(value, Tensor):
-            head[field.name] = value
+            if value is not None:
+                head[field.name] = value
         elif field.name == "labels":
             arrays[field.name] = value[task.ids]
         elif field.name not in _PER_CLIENT or task.download.prior_active:
@@ -146,6 +151,9 @@ def _task(head: ConfigRecord, arrays: Mapping[str, Tensor]) -> Task:
     for field in fields(Download):
         if field.name == "theta":
             values[field.name] = part("theta.")
+        elif field.name == "own":
+            rows = part("own.")
+            values[field.name] = Own(**{k: _scattered(v, ids, clients) for k, v in rows.items()}) if rows else None
         elif field.name == "labels":
             values[field.name] = labels
         elif field.name in arrays:
@@ -166,6 +174,11 @@ def _task(head: ConfigRecord, arrays: Mapping[str, Tensor]) -> Task:
         Download(**values),
         Standardizer(arrays[f"{_STANDARDIZER}mean"], arrays[f"{_STANDARDIZER}scale"]),
     )
+
+
+def _scattered(rows: Tensor, ids: Tensor, clients: int) -> Tensor:
+    """(clients, ...) with the rows of `ids` in place; nobody reads the others."""
+    return rows.new_zeros(clients, *rows.shape[1:]).index_copy(0, ids, rows)
 
 
 def check_task(task: Task, theta: Mapping[str, Tensor], features: int) -> None:
