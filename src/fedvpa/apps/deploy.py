@@ -58,6 +58,10 @@ def init(folder: Path, nodes: int, hosts: tuple[str, ...], port: int, config: Pa
         _render(folder / name / "supernode.sh", "supernode.sh.j2", values, mode=0o755)
 
 
+PRIOR_COMPONENTS = 32
+"""K of a deployment's compressed prior: with more users than that the download no longer grows."""
+
+
 def _mkdir(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -66,9 +70,10 @@ def _mkdir(path: Path) -> None:
 
 
 def _experiment(config: Path | None, nodes: int) -> str:
-    """The given file, or a short one; the server waits for all nodes."""
+    """The given file, or a short one; the server waits for all nodes, and sends a prior of bounded size."""
     tree = {} if config is None else yaml.safe_load(config.read_text(encoding="utf-8")) or {}
     tree["data"] = {k: v for k, v in (tree.get("data") or {}).items() if k == "pairs_per_client"} | {"name": "jsonl"}
+    tree["method"] = {"prior_components": PRIOR_COMPONENTS} | (tree.get("method") or {})
     tree["network"] = {"min_nodes": nodes} | (tree.get("network") or {})
     head = "# What both ends train; `fedvpa config --keys` lists every key. Where the data is, each node says itself.\n"
     return head + yaml.safe_dump(tree, sort_keys=False)
