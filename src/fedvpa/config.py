@@ -267,10 +267,6 @@ class NetworkConfig(_Section):
     retries: int = Field(3, ge=0, description="How often a round is asked again before training stops.")
     min_nodes: int = Field(1, ge=1, description="Nodes with users that must be there before training begins.")
     wait: float = Field(600.0, gt=0, description="Seconds to wait for them.")
-    max_update_norm: float = Field(
-        1e3, gt=0, description="Largest norm of a client's change of the parameters; a larger one is refused."
-    )
-    max_posterior_norm: float = Field(1e3, gt=0, description="The same for a client's posterior mean.")
 
 
 class FaultsConfig(_Section):
@@ -288,7 +284,7 @@ class FaultsConfig(_Section):
 
 
 class DefenceConfig(_Section):
-    """Which uploads the server of the vectorised engine takes (`federation.declared`, `federation.robust`)."""
+    """Which uploads the server takes (`federation.declared`, `federation.robust`); over a network it always rejects."""
 
     reject: bool = Field(
         False, description="Reject uploads that are not finite, of another shape or beyond the bounds, and go on."

@@ -10,14 +10,15 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvpa.config import NetworkConfig
+from fedvpa.config import DefenceConfig
+from fedvpa.federation import declared
 from fedvpa.methods.base import Upload
 from fedvpa.network import messages
 from fedvpa.network.messages import Field, Refusal, Reply
 
 THETA = {"g.weight": torch.zeros(3, 2), "alpha": torch.zeros(())}
-LIMITS = NetworkConfig(max_update_norm=10, max_posterior_norm=5)
-FIELDS = messages.upload_fields(THETA, 4, ("loss",), LIMITS)
+LIMITS = DefenceConfig(max_update_norm=10, max_posterior_norm=5)
+FIELDS = declared.upload_fields(THETA, 4, ("loss",), LIMITS)
 USERS = ("ada", "bob", "cyd")
 
 
@@ -32,11 +33,11 @@ def upload(seed: int = 0, users: int = 3) -> Upload:
 @given(st.integers(0, 1000), st.integers(0, 3))
 def test_an_upload_arrives_as_it_was(seed: int, users: int) -> None:
     sent = upload(seed, users)
-    content = messages.write_reply(Reply(USERS[:users], messages.upload_arrays(sent), {}), FIELDS, {})
+    content = messages.write_reply(Reply(USERS[:users], declared.upload_arrays(sent), {}), FIELDS, {})
     reply = messages.read_reply(content, FIELDS, USERS)
     found = messages.as_upload(reply.arrays, sent.ids)
     assert reply.users == USERS[:users]
-    assert not messages.upload_problems(reply.arrays, FIELDS, THETA, LIMITS)
+    assert not declared.upload_problems(reply.arrays, FIELDS, THETA, LIMITS)
     for name, value in {**sent.theta, "m": sent.means, "v": sent.variances, "c": sent.counts}.items():
         other = {**found.theta, "m": found.means, "v": found.variances, "c": found.counts}[name]
         assert torch.equal(other, value)
@@ -53,14 +54,14 @@ def test_an_upload_arrives_as_it_was(seed: int, users: int) -> None:
         ("counts", 0, "counts is below 1"),
         ("metrics.loss", math.inf, "metrics.loss is not finite"),
         ("theta.alpha", math.nan, "theta.alpha is not finite"),
-        ("theta.g.weight", 100.0, "network.max_update_norm"),
+        ("theta.g.weight", 100.0, "defence.max_update_norm"),
     ],
 )
 def test_a_bad_row_is_held_back_and_no_other(name: str, value: float, reason: str) -> None:
-    arrays = messages.upload_arrays(upload())
+    arrays = declared.upload_arrays(upload())
     arrays[name] = arrays[name].clone()
     arrays[name][1] = value
-    bad = messages.upload_problems(arrays, FIELDS, THETA, LIMITS)
+    bad = declared.upload_problems(arrays, FIELDS, THETA, LIMITS)
     assert list(bad) == [1]
     assert reason in bad[1]
     reply = messages.read_reply(messages.write_reply(Reply(USERS, arrays, {}), FIELDS, bad), FIELDS, USERS)
@@ -71,10 +72,10 @@ def test_a_bad_row_is_held_back_and_no_other(name: str, value: float, reason: st
 
 @pytest.mark.parametrize("extra", ["log_pi", "theta.selector.common", "texts"])
 def test_nothing_undeclared_is_sent(extra: str) -> None:
-    arrays = {**messages.upload_arrays(upload()), extra: torch.zeros(3)}
+    arrays = {**declared.upload_arrays(upload()), extra: torch.zeros(3)}
     with pytest.raises(Refusal, match=f"{extra} is not declared"):
         messages.write_reply(Reply(USERS, arrays, {}), FIELDS, {})
-    arrays = messages.upload_arrays(upload())
+    arrays = declared.upload_arrays(upload())
     del arrays["counts"]
     with pytest.raises(Refusal, match="counts is missing"):
         messages.write_reply(Reply(USERS, arrays, {}), FIELDS, {})
@@ -96,7 +97,7 @@ def test_the_size_is_checked_before_anything_is_decoded() -> None:
 
 
 def test_other_records_and_protocols_are_refused() -> None:
-    content = messages.write_reply(Reply(USERS, messages.upload_arrays(upload()), {}), FIELDS, {})
+    content = messages.write_reply(Reply(USERS, declared.upload_arrays(upload()), {}), FIELDS, {})
     with pytest.raises(Refusal, match="users who were not asked"):
         messages.read_reply(content, FIELDS, USERS[:2])
     content["reply"]["protocol"] = 99

@@ -5,25 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from fedvpa.config import DefenceConfig
 from fedvpa.methods.base import Upload
 from fedvpa.variational.selector import Theta
 
 MAX_PAIRS = 10**7
-
-
-class Limits(Protocol):
-    """Bounds that a configuration section gives: of a change of the parameters, and of a posterior mean."""
-
-    @property
-    def max_update_norm(self) -> float: ...
-
-    @property
-    def max_posterior_norm(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,7 @@ class Field:
 Fields = Mapping[str, Field]
 
 
-def upload_fields(theta: Theta, latent: int, metrics: Iterable[str], limits: Limits) -> dict[str, Field]:
+def upload_fields(theta: Theta, latent: int, metrics: Iterable[str], limits: DefenceConfig) -> dict[str, Field]:
     """A round's upload; `theta` are the parameters that the client received, without a client dimension."""
     dtype = next(iter(theta.values())).dtype
     return {
@@ -108,10 +98,12 @@ def update_norms(arrays: Mapping[str, Tensor], theta: Theta) -> Tensor:
     return torch.stack(squares).sum(0).sqrt()
 
 
-def upload_problems(arrays: Mapping[str, Tensor], fields: Fields, theta: Theta, limits: Limits) -> dict[int, str]:
-    """`problems`, and changes of the parameters that are larger than ``max_update_norm``."""
+def upload_problems(
+    arrays: Mapping[str, Tensor], fields: Fields, theta: Theta, limits: DefenceConfig
+) -> dict[int, str]:
+    """`problems`, and changes of the parameters that are larger than ``defence.max_update_norm``."""
     large = (update_norms(arrays, theta) > limits.max_update_norm).nonzero().flatten().tolist()
-    text = f"theta has changed by more than max_update_norm ({limits.max_update_norm:g})"
+    text = f"theta has changed by more than defence.max_update_norm ({limits.max_update_norm:g})"
     return dict.fromkeys(large, text) | problems(arrays, fields)
 
 

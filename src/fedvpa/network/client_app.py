@@ -16,6 +16,7 @@ from torch import Tensor
 from fedvpa.errors import UserError
 from fedvpa.evaluation import metrics
 from fedvpa.evaluation.protocol import make_panel
+from fedvpa.federation import declared
 from fedvpa.federation.rounds import train_clients
 from fedvpa.methods.base import Method, Private
 from fedvpa.methods.registry import CLASSES
@@ -69,7 +70,7 @@ def enroll(node: Node, content: RecordDict) -> RecordDict:
         **messages.moments_arrays(node.moments()),
     }
     fields = messages.enroll_fields(node.dim)
-    return messages.write_reply(Reply(node.names, arrays, {}), fields, messages.problems(arrays, fields))
+    return messages.write_reply(Reply(node.names, arrays, {}), fields, declared.problems(arrays, fields))
 
 
 def train(node: Node, content: RecordDict) -> RecordDict:
@@ -85,9 +86,9 @@ def train(node: Node, content: RecordDict) -> RecordDict:
     upload, private = train_clients(method, node.config, data, task.download, private, torch.arange(len(users)))
     for i, user in enumerate(users):
         store.save(user, task.download.round, {k: v[i : i + 1] for k, v in private.items()}, task.keep_from)
-    arrays, limits = messages.upload_arrays(upload), node.config.network
-    fields = messages.upload_fields(task.download.theta, upload.means.shape[1], method.metric_names, limits)
-    bad = messages.upload_problems(arrays, fields, task.download.theta, limits)
+    arrays, limits = declared.upload_arrays(upload), node.config.defence
+    fields = declared.upload_fields(task.download.theta, upload.means.shape[1], method.metric_names, limits)
+    bad = declared.upload_problems(arrays, fields, task.download.theta, limits)
     return messages.write_reply(Reply(users, arrays, gone), fields, bad)
 
 
@@ -112,7 +113,7 @@ def evaluate(node: Node, content: RecordDict) -> RecordDict:
         accuracy.append(metrics.per_user(metrics.correct(p.double(), panel.query_y), mask))
     arrays = {"accuracy": torch.stack(accuracy, 1), "pairs": panel.query_mask.sum(1)}
     named = tuple(users[i] for i in asked)
-    return messages.write_reply(Reply(named, arrays, gone), fields, messages.problems(arrays, fields))
+    return messages.write_reply(Reply(named, arrays, gone), fields, declared.problems(arrays, fields))
 
 
 def _here(node: Node, task: Task) -> tuple[tuple[str, ...], Tensor, list[Client], dict[str, str]]:

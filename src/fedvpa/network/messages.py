@@ -1,4 +1,6 @@
-"""What may leave a client: the one declaration, checked before a client sends and again where it arrives.
+"""What may leave a client over a network, checked before it sends and again where it arrives.
+
+Fields and bounds of an upload are those of every engine (`federation.declared`); here are the messages around them.
 
 A reply holds one row per user of the node, so a silo of many users answers at once. It may hold nothing but
 
@@ -13,8 +15,7 @@ a user's row that breaks a bound is left out by itself, so that one bad row does
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,14 +23,12 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedvpa.config import NetworkConfig
+from fedvpa.federation.declared import MAX_PAIRS, Field, Fields
 from fedvpa.federation.moments import Moments
 from fedvpa.methods.base import Upload
-from fedvpa.variational.selector import Theta
 
 PROTOCOL = 1
 ENROLL, TRAIN, EVALUATE = "query.enroll", "train", "evaluate"
-MAX_PAIRS = 10**7
 MAX_FEATURES = 2**16
 MAX_FEATURE = 1e6
 """Largest absolute value of a feature that a client's moments may speak of."""
@@ -41,37 +40,6 @@ _HEADER = 512
 
 class Refusal(Exception):
     """A message that is not of the declared form. The text names a field and a rule, never a value of a user's."""
-
-
-@dataclass(frozen=True)
-class Field:
-    """One named array of a message.
-
-    Attributes:
-        shape: of one user's row.
-        dtype: exactly.
-        low, high: bounds of every entry; norm: bound of a row's Euclidean norm.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    low: float = -math.inf
-    high: float = math.inf
-    norm: float = math.inf
-
-    def problems(self, rows: Tensor) -> dict[int, str]:
-        """Which rows of (users, ...) break a bound, and which bound."""
-        flat = _flat(rows)
-        checks = {
-            "is not finite": ~torch.isfinite(flat).all(1),
-            f"is below {self.low:g}": (flat < self.low).any(1),
-            f"is above {self.high:g}": (flat > self.high).any(1),
-            f"has a norm above {self.norm:g}": flat.norm(dim=1) > self.norm,
-        }
-        return {i: what for what, bad in reversed(checks.items()) for i in bad.nonzero().flatten().tolist()}
-
-
-Fields = Mapping[str, Field]
 
 
 class Reply(NamedTuple):
@@ -97,18 +65,6 @@ def enroll_fields(features: int) -> dict[str, Field]:
     }
 
 
-def upload_fields(theta: Theta, latent: int, metrics: Iterable[str], limits: NetworkConfig) -> dict[str, Field]:
-    """A round's upload; `theta` are the parameters that the client received, without a client dimension."""
-    dtype = next(iter(theta.values())).dtype
-    return {
-        **{f"theta.{k}": Field(tuple(v.shape), v.dtype) for k, v in theta.items()},
-        "means": Field((latent,), dtype, norm=limits.max_posterior_norm),
-        "variances": Field((latent,), dtype, 0, limits.max_posterior_norm**2),
-        "counts": Field((), torch.int64, 1, MAX_PAIRS),
-        **{f"metrics.{k}": Field((), dtype) for k in metrics},
-    }
-
-
 def evaluate_fields(inferences: Sequence[str]) -> dict[str, Field]:
     """The accuracy of each inference on a user's held-out pairs, and how many these are."""
     return {
@@ -117,38 +73,8 @@ def evaluate_fields(inferences: Sequence[str]) -> dict[str, Field]:
     }
 
 
-def problems(arrays: Mapping[str, Tensor], fields: Fields) -> dict[int, str]:
-    """Rows that break a field's bounds."""
-    found: dict[int, str] = {}
-    for name, field in fields.items():
-        found |= {i: f"{name} {what}" for i, what in field.problems(arrays[name]).items()}
-    return found
-
-
-def upload_problems(
-    arrays: Mapping[str, Tensor], fields: Fields, theta: Theta, limits: NetworkConfig
-) -> dict[int, str]:
-    """`problems`, and changes of the parameters that are larger than ``network.max_update_norm``."""
-    squares = [_flat(arrays[f"theta.{k}"] - v).square().sum(1) for k, v in theta.items()]
-    norm = torch.stack(squares).sum(0).sqrt()
-    large = (norm > limits.max_update_norm).nonzero().flatten().tolist()
-    text = f"theta has changed by more than network.max_update_norm ({limits.max_update_norm:g})"
-    return dict.fromkeys(large, text) | problems(arrays, fields)
-
-
-def upload_arrays(upload: Upload) -> dict[str, Tensor]:
-    """An upload as the arrays of a reply; the users stand beside them instead of ``ids``."""
-    return {
-        **{f"theta.{k}": v for k, v in upload.theta.items()},
-        "means": upload.means,
-        "variances": upload.variances,
-        "counts": upload.counts.to(torch.int64),
-        **{f"metrics.{k}": v for k, v in upload.metrics.items()},
-    }
-
-
 def as_upload(arrays: Mapping[str, Tensor], ids: Tensor) -> Upload:
-    """The inverse of `upload_arrays`; ids: (users,) positions among the training clients."""
+    """The inverse of `declared.upload_arrays`; ids: (users,) positions among the training clients."""
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
@@ -236,11 +162,6 @@ def read_arrays(record: ArrayRecord, fields: Fields, rows: int | None) -> dict[s
         _same_kind(name, tuple(value.shape), value.dtype, field, rows)
         found[name] = value
     return found
-
-
-def _flat(rows: Tensor) -> Tensor:
-    """(users, entries) in double precision."""
-    return rows.double().flatten(1) if rows.ndim > 1 else rows.double().unsqueeze(-1)
 
 
 def _reply_records(content: RecordDict) -> tuple[ConfigRecord, ArrayRecord]:

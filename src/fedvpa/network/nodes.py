@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedvpa.config import NetworkConfig
+from fedvpa.federation import declared
 from fedvpa.federation.moments import Moments
 from fedvpa.network import messages
 from fedvpa.network.faults import Faults
@@ -58,7 +59,7 @@ class Nodes:
         if session is not None and fields["moments.total"].shape != (session.features,):
             raise Refusal("its features have another dimension; use one backbone everywhere")
         reply = messages.read_reply(content, fields, None)
-        moments, bad = messages.as_moments(reply.arrays), messages.problems(reply.arrays, fields)
+        moments, bad = messages.as_moments(reply.arrays), declared.problems(reply.arrays, fields)
         elsewhere = {u for users in self.held.values() for u in users}
         for i, user in enumerate(reply.users):
             late = session is not None and user not in session.users

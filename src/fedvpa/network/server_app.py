@@ -19,6 +19,7 @@ from torch import Tensor
 from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
 from fedvpa.evaluation.experiment import clusters_of
+from fedvpa.federation import declared
 from fedvpa.federation.aggregate import concatenate
 from fedvpa.federation.moments import combine
 from fedvpa.federation.rounds import (
@@ -138,8 +139,8 @@ class Server:
     def _round(self, method: Method, state: TrainingState) -> Upload:
         """A round's sound uploads. Clients that have sent one are not asked again when too few have."""
         round, download = state.server.round, method.broadcast(state.server)
-        fields = messages.upload_fields(
-            download.theta, download.means.shape[-1], method.metric_names, self.config.network
+        fields = declared.upload_fields(
+            download.theta, download.means.shape[-1], method.metric_names, self.config.defence
         )
         sound: list[Upload] = []
         for attempt in range(self.limits.retries + 1):
@@ -195,7 +196,7 @@ class Server:
             reply = self._read(content, fields, task, node)
             if reply is None:
                 continue
-            bad = messages.upload_problems(reply.arrays, fields, download.theta, self.limits)
+            bad = declared.upload_problems(reply.arrays, fields, download.theta, self.config.defence)
             for i, why in bad.items():
                 self._reject(round, node, (reply.users[i],), why)
             keep = [i for i in range(len(reply.users)) if i not in bad]
@@ -260,7 +261,7 @@ class Server:
             reply = self._read(content, fields, tasks[node], node)
             if reply is None:
                 continue
-            bad = messages.problems(reply.arrays, fields)
+            bad = declared.problems(reply.arrays, fields)
             for i, why in bad.items():
                 self._reject(round, node, (reply.users[i],), why)
             rows += [reply.arrays["accuracy"][i] for i in range(len(reply.users)) if i not in bad]
