@@ -7,7 +7,6 @@ reference page is made) and a type; unknown keys are refused with the nearest va
 from __future__ import annotations
 
 import difflib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -387,6 +386,28 @@ class ExperimentConfig(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def read_yaml(path: str | Path, what: str, remedy: str) -> Any:
+    """What a YAML file holds.
+
+    Args:
+        what, remedy: name the file's kind, and what to do where there is none.
+
+    Raises:
+        UserError: there is no such file, or it is not YAML (with the line).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no such {what}", remedy, file=path)
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise UserError("not a text file", "give a YAML file", file=path) from None
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        line = None if mark is None else mark.line + 1
+        raise UserError(f"not valid YAML ({getattr(e, 'problem', e)})", file=path, line=line) from None
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
     """Reads a YAML file and applies ``key=value`` overrides.
 
@@ -395,18 +416,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     Raises:
         UserError: a missing or malformed file, an unknown key (with the nearest valid one) or a value out of range.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError("no such configuration", "see the files in configs/", file=path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        tree = yaml.safe_load(io.StringIO(text))
-    except UnicodeDecodeError:
-        raise UserError("not a text file", "give a YAML file", file=path) from None
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        line = None if mark is None else mark.line + 1
-        raise UserError(f"not valid YAML ({getattr(e, 'problem', e)})", file=path, line=line) from None
+    tree = read_yaml(path, "configuration", "see the files in configs/")
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):

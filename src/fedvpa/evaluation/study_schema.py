@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fedvpa.config import read_yaml
 from fedvpa.errors import UserError
 from fedvpa.evaluation.results import METRICS
 
@@ -169,17 +169,9 @@ def load_study(path: Path) -> Study:
     Raises:
         UserError: a missing or malformed file, an unknown key, or a metric or a dimension that does not exist.
     """
-    if not path.is_file():
-        raise UserError("no such study", "see the files in configs/studies/", file=path)
+    tree = read_yaml(path, "study", "see the files in configs/studies/")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         study = Study.model_validate(tree)
-    except UnicodeDecodeError:
-        raise UserError("not a text file", "give a YAML file", file=path) from None
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        line = None if mark is None else mark.line + 1
-        raise UserError(f"not valid YAML ({getattr(e, 'problem', e)})", file=path, line=line) from None
     except ValidationError as e:
         first = e.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
