@@ -54,6 +54,29 @@ def test_a_cell_that_two_runs_share_is_there_once(tmp_path: Path) -> None:
     assert len(cells_of(tmp_path, [{}, {"methods": ["fedbt", "local"]}])) == 3 * 2
 
 
+def test_settings_of_a_method_lie_under_the_runs_own(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("federation: {clients: 12, sampled_clients: 4}\n")
+    (tmp_path / "tuned.yaml").write_text("fedvpl: {method.beta: 0.2, federation.local_steps: 8}\nfedbt: {}\n")
+    run = {"config": "base.yaml", "methods": ["fedbt", "fedvpl"], "grid": {"method.beta": [0.3, 0.4]}}
+    tree = {"name": "s", "title": "S", "claim": "C.", "seeds": 1, "settings": "tuned.yaml", "runs": [run]}
+    found = expand(Study.model_validate(tree), tmp_path / "study.yaml")
+    steps = {(c.cell.method, c.config.method.beta, c.config.federation.local_steps) for c in found}
+    assert steps == {("fedbt", 0.3, 2), ("fedbt", 0.4, 2), ("fedvpl", 0.3, 8), ("fedvpl", 0.4, 8)}
+    assert all("federation.local_steps" not in c.settings for c in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("[1]", "not a mapping"), ("fedvlp: {}", "did you mean fedvpl"), (None, "tuned.yaml")]
+)
+def test_settings_that_cannot_be_read_are_refused(tmp_path: Path, text: str | None, says: str) -> None:
+    if text is not None:
+        (tmp_path / "tuned.yaml").write_text(text)
+    run = {"config": "base.yaml", "methods": ["fedbt"]}
+    tree = {"name": "s", "title": "S", "claim": "C.", "seeds": 1, "settings": "tuned.yaml", "runs": [run]}
+    with pytest.raises(UserError, match=says):
+        expand(Study.model_validate(tree), tmp_path / "study.yaml")
+
+
 def test_cells_that_share_their_data_follow_each_other(tmp_path: Path) -> None:
     found = cells_of(tmp_path, [{"grid": {"data.pairs_per_client": [4, 8], "method.beta": [0.1, 1.0]}}])
     parts = [data_part(c.cell.config(c.config)) for c in found]

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedvpa.apps.cells import Cell, data_part
 from fedvpa.apps.comparing import parse_methods
-from fedvpa.config import ExperimentConfig, load_config
+from fedvpa.config import ExperimentConfig, load_config, read_yaml
 from fedvpa.errors import UserError
 from fedvpa.evaluation.study_schema import Run, Study
 
@@ -52,11 +52,12 @@ def expand(study: Study, file: Path, overrides: Sequence[str] = (), seeds: int |
         UserError: an unknown method or key, a value out of range, or two cells that no setting tells apart.
     """
     found: list[tuple[dict[str, Any], tuple[str, ...], ExperimentConfig, str, int]] = []
+    tuned = _tuned(study, file)
     for run in study.runs:
         methods = parse_methods(",".join(run.methods))
-        for variant, own in _settings(run):
-            config = _configuration(run, own, overrides, file)
-            for method, seed in itertools.product(methods, range(seeds or run.seeds or study.seeds)):
+        for (variant, own), method in itertools.product(_settings(run), methods):
+            config = _configuration(run, {**tuned.get(method, {}), **own}, overrides, file)
+            for seed in range(seeds or run.seeds or study.seeds):
                 named = {"benchmark": run.benchmark, "variant": variant}
                 found.append((named, tuple(own), config, method, config.seed + seed))
     keys = _varying(found)
@@ -81,9 +82,25 @@ def _settings(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
             yield variant, {**run.overrides, **dict(zip(run.grid, values, strict=True)), **own}
 
 
+def _beside(path: str, file: Path) -> Path:
+    """A path relative to the working directory or to the study's file."""
+    return Path(path) if Path(path).is_file() else file.parent / path
+
+
+def _tuned(study: Study, file: Path) -> dict[str, dict[str, Any]]:
+    """Overrides per method."""
+    if study.settings is None:
+        return {}
+    path = _beside(study.settings, file)
+    tree = read_yaml(path, "settings", "see configs/tuned.yaml")
+    if not isinstance(tree, dict) or not all(isinstance(own, dict) for own in tree.values()):
+        raise UserError("not a mapping of methods to overrides", "see configs/tuned.yaml", file=path)
+    parse_methods(",".join(tree))
+    return tree
+
+
 def _configuration(run: Run, own: Mapping[str, Any], overrides: Sequence[str], file: Path) -> ExperimentConfig:
-    path = Path(run.config)
-    path = path if path.is_file() else file.parent / run.config
+    path = _beside(run.config, file)
     try:
         return load_config(path, [*(f"{k}={_text(v)}" for k, v in own.items()), *overrides])
     except UserError as e:

@@ -141,6 +141,11 @@ class Study(_Strict):
     title: str = Field(description="A heading.")
     claim: str = Field(description="The sentence that the study tests.")
     seeds: int = Field(ge=1, description="Seeds, from 0 on.")
+    settings: str | None = Field(
+        None,
+        description="A YAML file with overrides per method (configs/tuned.yaml), relative like a configuration; what a "
+        "run itself sets goes on top.",
+    )
     runs: tuple[Run, ...] = Field(min_length=1, description="What is run.")
     tables: tuple[Table, ...] = Field((), description="What is shown as tables.")
     figures: tuple[Figure, ...] = Field((), description="What is drawn.")
