@@ -43,8 +43,8 @@ leads the default by less than its noise ([configs/tuned.yaml](../configs/tuned.
 `fedvpa-gp` has no search of its own: its settings are the shared default, which was found by about 45 changes, one at
 a time, on the same benchmark's validation users ([research.md](research.md)), with `fedvpl` beside it in about half of
 them. `local`, `oracle` and `oracle-clients` choose their decay (`oracle` also its epochs) on validation users in each
-run. `fedvpl+prior` and `fedvpl+ortho` are `fedvpa-gp` with a part switched off and keep its settings; `central-vpl` is a
-reference, not a baseline, and keeps them too.
+run. `fedvpl+prior` and `fedvpl+ortho` are `fedvpa-gp` with a part switched off and keep its settings; `central-vpl`
+is a reference, not a baseline, and keeps them too.
 
 Accuracy on validation users, mean over the seeds; "tried" is the range over all trials of the first seed.
 
