@@ -6,6 +6,8 @@ back to its last checkpoint, so a client has to go back with it: it keeps the st
 
 from __future__ import annotations
 
+import os
+import secrets
 from pathlib import Path
 
 import safetensors.torch
@@ -13,6 +15,10 @@ from safetensors import SafetensorError, safe_open
 
 from fedvpa.evaluation.result_files import write_bytes
 from fedvpa.methods.base import Private
+from fedvpa.preferences.seeding import derive_seed
+
+SECRET = "secret"
+"""In a node's state folder: random bytes that its noise derives from."""
 
 
 class PrivateStore:
@@ -86,6 +92,22 @@ class PrivateStore:
             return safetensors.torch.load_file(path)
         except (OSError, SafetensorError):
             return None
+
+
+def node_secret(folder: str | Path, training: str) -> int:
+    """What a node's own noise in a training derives from, with `privacy.secret_noise`.
+
+    It is drawn once and kept: a round whose answer was lost is asked for again, and then has to be answered with the
+    same noise, since two answers with different noise would tell more than is accounted for.
+    """
+    path = Path(folder) / SECRET
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not path.is_file():
+        new = path.with_name(f"{SECRET}-{os.getpid()}")
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
+            f.write(secrets.token_hex(16))
+        new.rename(path)
+    return derive_seed(path.read_text(encoding="ascii"), training)
 
 
 def _round(path: Path) -> int:
