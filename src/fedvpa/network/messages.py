@@ -17,6 +17,7 @@ names the training and the round that it was computed for, and counts for no oth
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ MAX_FEATURE = 1e6
 """Largest absolute value of a feature that a client's moments may speak of."""
 
 _REPLY, _ARRAYS = "reply", "arrays"
+_PSEUDONYM = re.compile("[0-9a-f]{8,64}")
 _HEADER = 512
 """Bytes that NumPy's file header may add to an array's own."""
 
@@ -137,7 +139,7 @@ def read_reply(content: RecordDict, fields: Fields, asked: Sequence[str] | None,
     """A reply whose form is the declared one; its values are still to be checked (`problems`).
 
     Args:
-        asked: the users that may answer; None: any.
+        asked: the users that may answer; None: any, under pseudonyms.
         stamp: what was asked for.
 
     Raises:
@@ -152,6 +154,8 @@ def read_reply(content: RecordDict, fields: Fields, asked: Sequence[str] | None,
     users, refused, reasons = (_texts(head, key) for key in ("users", "refused", "reasons"))
     if len(refused) != len(reasons) or len({*users, *refused}) != len(users) + len(refused):
         raise Refusal("users are named twice, or reasons do not fit")
+    if asked is None and not all(_PSEUDONYM.fullmatch(user) for user in (*users, *refused)):
+        raise Refusal("users under names that are no pseudonyms")
     if asked is not None and not {*users, *refused} <= set(asked):
         raise Refusal("users who were not asked")
     return Reply(users, read_arrays(arrays, fields, len(users)), dict(zip(refused, reasons, strict=True)))

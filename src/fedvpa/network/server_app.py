@@ -181,7 +181,8 @@ class Server:
         The account counts on a client's chance of being sampled, which must not depend on who is away.
         """
         users = len(self.session.users)
-        return sample_clients(self.config, users, round) if self.config.privacy.on else torch.arange(users)
+        every = sample_clients(self.config, users, round) if self.config.privacy.on else torch.arange(users)
+        return every[self.session.takes_part[every]]
 
     def _least(self, round: int) -> int:
         """Sound uploads that a round must have."""
@@ -196,7 +197,8 @@ class Server:
         """The round's clients among those that can be reached; those that would have been sampled are counted."""
         users, available = self.session.users, self._available()
         wanted = sample_clients(self.config, len(users), round)
-        away = tuple(users[i] for i in wanted[~available[wanted]].tolist())
+        missing = ~available[wanted] & self.session.takes_part[wanted]
+        away = tuple(users[i] for i in wanted[missing].tolist())
         if away:
             self.faults.add(round, "unreachable", users=away)
         if self.config.privacy.on:

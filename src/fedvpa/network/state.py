@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from pathlib import Path
 
 import safetensors.torch
@@ -17,6 +18,7 @@ from fedvpa.evaluation.result_files import write_bytes
 from fedvpa.methods.base import Private
 from fedvpa.preferences.seeding import derive_seed
 
+_PATTERN = "round-[0-9]*.safetensors"
 SECRET = "secret"
 """In a node's state folder: random bytes that its noise derives from."""
 
@@ -76,7 +78,7 @@ class PrivateStore:
         return {"training": self.training}
 
     def _files(self, user: str) -> list[Path]:
-        return sorted((self.folder / user).glob("round-[0-9]*.safetensors"))
+        return sorted((self.folder / user).glob(_PATTERN))
 
     def _mine(self, path: Path) -> bool:
         try:
@@ -92,6 +94,20 @@ class PrivateStore:
             return safetensors.torch.load_file(path)
         except (OSError, SafetensorError):
             return None
+
+
+def is_state_folder(folder: Path) -> bool:
+    """Whether a folder is a node's ``state-dir`` that holds somebody's state."""
+    return any(folder.glob(f"*/{_PATTERN}"))
+
+
+def forget_user(folder: Path, user: str) -> Path | None:
+    """Deletes the private state of a user (by pseudonym) from a ``state-dir``; None where there is none."""
+    mine = folder / user
+    if not mine.is_dir():
+        return None
+    shutil.rmtree(mine)
+    return mine
 
 
 def node_secret(folder: str | Path, training: str) -> int:
