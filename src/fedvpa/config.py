@@ -266,6 +266,9 @@ class NetworkConfig(_Section):
     retries: int = Field(3, ge=0, description="How often a round is asked again before training stops.")
     min_nodes: int = Field(1, ge=1, description="Nodes with users that must be there before training begins.")
     wait: float = Field(600.0, gt=0, description="Seconds to wait for them.")
+    secure_aggregation: bool = Field(
+        False, description="Refused: Flower's SecAgg+ does not hide an upload well enough yet (docs/deploy.md)."
+    )
 
 
 class FaultsConfig(_Section):

@@ -29,7 +29,10 @@ REFUSED = {
 
 
 def check_method(config: ExperimentConfig) -> None:
-    """Raises `UserError` where `method.name` does not train over a network."""
+    """Raises `UserError` where `method.name` does not train over a network, or what is asked for is not there."""
+    if config.network.secure_aggregation:
+        problem = "SecAgg+ of Flower 1.41 works with its legacy strategies only, and masks with 32-bit seeds"
+        raise UserError(problem, "leave it false; docs/deploy.md says more", field="network.secure_aggregation")
     name = config.method.name
     reason = REFUSED.get(name) or ("it takes no rounds" if not hasattr(CLASSES[name], "client_update") else None)
     if reason is not None:

@@ -73,6 +73,8 @@ class Nodes:
                 self.enrolled[user] = (int(reply.arrays["pairs"][i]), moments[i])
             else:
                 self.faults.add(stamp.round, kind, bad.get(i, ""), (user,), node)
+        for user, why in reply.refused.items():
+            self.faults.add(stamp.round, "refused", why, (user,), node)
         out = {reply.users[i] for i in bad} | elsewhere
         self.held[node] = tuple(u for u in reply.users if u in self.enrolled and u not in out)
 
