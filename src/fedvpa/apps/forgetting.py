@@ -25,8 +25,8 @@ from fedvpa.selector import WEIGHTS, Selector
 REMAINS = (
     "Not undone: the selector's parameters (theta, prototypes, the clusters' shares), the moments and the accuracies "
     "were made with this user's pairs; only a training without the user removes that. Remove the user from the data "
-    "too, or the next training, and --resume, meets the pairs again. Copies elsewhere (files of `fedvpa personalize`, a "
-    "published selector, what peers received) are not reached."
+    "too, or the next training, and --resume, meets the pairs again. Copies elsewhere (files of `fedvpa personalize`, "
+    "a published selector, what peers received) are not reached."
 )
 ELSEWHERE = (
     " The user takes no further part in this training. Its private state is on the SuperNode that holds its data; "
