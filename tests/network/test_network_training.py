@@ -17,7 +17,7 @@ from fake_grid import FakeGrid, Tamper, nodes_of
 from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
 from fedvpa.evaluation.protocol import make_panel, score_predictions
-from fedvpa.federation import checkpoint, rounds
+from fedvpa.federation import checkpoint, privacy, rounds
 from fedvpa.federation.rounds import TrainingState
 from fedvpa.network.server_app import Server, connect
 from fedvpa.network.state import node_secret
@@ -149,27 +149,37 @@ def test_with_privacy_on_nobody_stands_in_for_a_sampled_client(tmp_path: Path) -
     assert server.faults.counts["unreachable"] > 0
 
 
-def test_secret_noise_is_a_nodes_own_and_answers_a_repeated_question_alike(tmp_path: Path) -> None:
-    config = experiment(privacy__secret_noise=True, **NOISE)
+def test_a_private_client_does_not_tell_its_accuracy_whoever_asks(tmp_path: Path) -> None:
+    private, config = experiment(privacy__posterior_clip=1.0), experiment()
+    data, features = preferences(private, ragged=True)
+    grid = FakeGrid(nodes_of(private, data, features, tmp_path / "nodes", 3))
+    server = connect(grid, config, tmp_path, groups=2, say=lambda _: None)
+    method, state = reference(config)
+    assert server.evaluate(method, state) == {}
+    assert server.faults.counts["failed"] == config.federation.clients
+    assert "accuracies stay at the clients" in (tmp_path / "network" / "faults.jsonl").read_text()
+
+
+def test_secret_noise_is_a_nodes_own_and_answers_a_repeated_question_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although a SuperNode starts a process for each message, and so has a new process's secret each time."""
+    config = experiment(privacy__secret_noise=True, network__min_clients=6, federation__sampled_clients=6, **NOISE)
     method, _ = reference(config)
     sent: list[Any] = []
 
     def twice(node: int, reply: Message) -> Message | None:
         if reply.metadata.message_type == "train" and node == 2 and len(sent) < 2:
             sent.append(reply.content["arrays"]["means"].numpy().copy())
+            monkeypatch.setattr(privacy, "_secret", lambda: len(sent))
             return None
         return reply
 
-    server, _ = connected(
-        config.model_copy(update={"network": config.network.model_copy(update={"min_clients": 4})}),
-        tmp_path,
-        tamper=twice,
-    )
+    server, _ = connected(config, tmp_path, tamper=twice)
     server.train(method, config)
     assert np.array_equal(sent[0], sent[1])
-    plain = tmp_path / "plain"
-    connected(config, plain)
-    assert node_secret(tmp_path / "nodes/node-1", "t") != node_secret(plain / "nodes/node-1", "t")
+    secrets = [node_secret(tmp_path / place / "node-1", t) for place in ("nodes", "again") for t in ("t", "u")]
+    assert len(set(secrets)) == 4
     assert (tmp_path / "nodes/node-1/secret").stat().st_mode & 0o077 == 0
 
 
