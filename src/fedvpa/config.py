@@ -266,6 +266,9 @@ class NetworkConfig(_Section):
     retries: int = Field(3, ge=0, description="How often a round is asked again before training stops.")
     min_nodes: int = Field(1, ge=1, description="Nodes with users that must be there before training begins.")
     wait: float = Field(600.0, gt=0, description="Seconds to wait for them.")
+    secure_aggregation: bool = Field(
+        False, description="Refused: Flower's SecAgg+ does not hide an upload well enough yet (docs/deploy.md)."
+    )
 
 
 class FaultsConfig(_Section):
@@ -290,6 +293,11 @@ class DefenceConfig(_Section):
     )
     max_update_norm: float = Field(1e3, gt=0, description="Largest norm of a client's change of the parameters.")
     max_posterior_norm: float = Field(1e3, gt=0, description="Largest norm of a client's posterior mean.")
+    max_pairs: int = Field(
+        10**7,
+        ge=1,
+        description="Most training pairs that a client may announce; its weight grows with them.",
+    )
     update_outlier: float = Field(
         0.0, ge=0, description="Reject changes whose norm is more than this many times the round's median; 0: none."
     )
@@ -376,6 +384,11 @@ class ExperimentConfig(_Section):
             )
         if self.privacy.clip is not None and f.aggregation != "mean":
             raise ValueError("federation.aggregation must be mean with privacy.clip: noise is added to a sum")
+        if self.privacy.clip is not None and self.defence.update_outlier:
+            raise ValueError(
+                "defence.update_outlier must be 0 with privacy.clip: whom a median leaves out depends on everybody's "
+                "unprotected change, which the account does not cover"
+            )
         if f.sampled_clients > f.clients:
             raise ValueError(
                 f"federation.sampled_clients ({f.sampled_clients}) exceeds federation.clients ({f.clients})"

@@ -94,3 +94,20 @@ def test_a_comparison_forgets_in_its_cells_too(experiment: Path, cli: Cli, tmp_p
     assert not any(f'"{user}"' in p.read_text() for p in shown)
     resumed = cli("compare", experiment, "--methods", "fedvpa-gp,fedbt", "--out", run, "--resume")
     assert "nothing to do" in resumed.err
+
+
+def test_a_compressed_prior_forgets_too(experiment: Path, cli: Cli, tmp_path: Path) -> None:
+    """Columns of log pi are then components, not clients, and stay."""
+    run, settings = tmp_path / "compressed", ("method.prior_components=3", "method.prior_start=0.25")
+    assert cli("train", experiment, *settings, "--out", run).code == 0
+    before = states(run)[0]
+    at = int((before.server.counts > 0).nonzero()[-1])
+    assert at >= 3
+    assert int(before.server.extra["prior.member"][at]) >= 0
+    assert cli("forget", run, load_preferences(read_config(run)).clients["seen"][at].client_id).code == 0
+    after = states(run)[0]
+    assert int(after.server.extra["prior.member"][at]) == -1
+    assert int(after.server.extra["prior.counts"].sum()) == int(after.server.counts.sum())
+    rest = [i for i in range(8) if i != at]
+    assert not after.private["log_pi"][at].any()
+    assert torch.equal(after.private["log_pi"][rest], before.private["log_pi"][rest])

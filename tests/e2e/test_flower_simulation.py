@@ -31,8 +31,14 @@ def end(home: Path) -> None:
             continue
 
 
-def test_the_simulation_gives_the_same_model_and_table(experiment: Path, tmp_path: Path) -> None:
-    settings = ("federation.rounds=4", "federation.dtype=float64", "output.tensorboard=false")
+NOISE = ("clip=0.5", "noise=0.5", "posterior_clip=2", "posterior_noise=0.5", "moments_clip=50", "moments_noise=3")
+
+
+@pytest.mark.parametrize("private", [(), tuple(f"privacy.{n}" for n in NOISE)], ids=["plain", "private"])
+def test_the_simulation_gives_the_same_model_and_table(
+    private: tuple[str, ...], experiment: Path, tmp_path: Path
+) -> None:
+    settings = ("federation.rounds=4", "federation.dtype=float64", "output.tensorboard=false", *private)
     assert main(["train", str(experiment), *settings, "--out", str(tmp_path / "vectorised")]) == 0
     home, run, ports = tmp_path / "flwr", tmp_path / "run", free_ports(2)
     environment = {
@@ -64,6 +70,7 @@ def test_the_simulation_gives_the_same_model_and_table(experiment: Path, tmp_pat
         assert float((one[0].server.theta[name] - value).abs().max()) < 1e-9, name
     found, expected = (read_results(folder / "results.json")["rows"] for folder in (run, tmp_path / "vectorised"))
     assert len(found) == len(expected) > 0
+    assert all((row["epsilon"] is not None) == bool(private) for row in found)
     for row, other in zip(found, expected, strict=True):
         assert all(row[k] is None for k in AT_CLIENTS)
         for key in set(row) - {*AT_CLIENTS, "seconds_per_round"}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fedvpa.apps.training import round_record
 from fedvpa.config import FAULTS
 from fedvpa.evaluation.experiment import fault_counts
 from fedvpa.federation import checkpoint, faults, rounds
-from fedvpa.federation.reception import take
+from fedvpa.federation.reception import receive, take
 from toy import method_of, settings, world
 
 REASONS = {
@@ -120,6 +121,27 @@ def test_without_any_sound_upload_a_round_changes_nothing() -> None:
     assert state.server.round == 4
     assert same(state, begin)
     assert reports[0].faults == {"rejected": 8, "injected/nan": 8}
+
+
+def test_nobody_claims_more_examples_than_in_round_0() -> None:
+    config, prepared, state, _ = run(until=1, **DEFENCE)
+    method = method_of(prepared)
+    upload, _ = rounds.run_clients(method, config, prepared.clients, state, torch.arange(8))
+    boast = replace(upload, counts=upload.counts.index_fill(0, torch.tensor([5]), 999))
+    announced = prepared.clients.counts
+    assert receive(method, state.server, [upload], config, announced).rejected == {}
+    found = receive(method, state.server, [boast], config, announced)
+    assert found.rejected == {5: "counts is above the number of pairs of round 0"}
+    assert found.upload is not None
+    assert found.upload.ids.tolist() == [0, 1, 2, 3, 4, 6, 7]
+
+
+def test_rejection_goes_together_with_privacy() -> None:
+    """An upload then has no metrics, one example, and a change within the clip."""
+    private = {"privacy__clip": 0.05, "privacy__posterior_clip": 1.0, **DEFENCE}
+    *_, reports = run(faults__kinds=["scaled"], **private)
+    assert {len(r.rejected) for r in reports} == {2}
+    assert all("privacy.clip" in why for r in reports for why in r.rejected.values())
 
 
 @pytest.mark.parametrize("name", ["fedbt", "fedbiscuit", "fedpdpo", "vmtl", "fedvpl"])

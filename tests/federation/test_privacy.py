@@ -103,14 +103,19 @@ def test_one_client_moves_the_moments_by_a_bounded_amount(clip: float, seed: int
     assert float(message.squares.norm()) <= clip**2 * (1 + 1e-9)
 
 
+def standardizer(parts: list[torch.Tensor], **overrides: Any) -> Any:
+    config = settings(**overrides)
+    return privacy.standardizer_of((privacy.moments_of(x, config) for x in parts), config)
+
+
 def test_private_moments_without_noise_are_those_of_equal_clients() -> None:
     g = torch.Generator().manual_seed(0)
     parts = [3 * torch.randn(9, 4, generator=g) + 1 for _ in range(5)]
-    found = privacy.private_standardizer(parts, settings(privacy__moments_clip=1e6))
+    found = standardizer(parts, privacy__moments_clip=1e6)
     together = torch.cat(parts).double()
     torch.testing.assert_close(found.mean, together.mean(0).float())
     torch.testing.assert_close(found.scale, together.std(0, correction=0).float())
-    drowned = privacy.private_standardizer(parts, settings(privacy__moments_clip=1e3, privacy__moments_noise=1.0))
+    drowned = standardizer(parts, privacy__moments_clip=1e3, privacy__moments_noise=1.0)
     assert drowned.scale.tolist() == [1.0] * 4
     assert drowned.mean.tolist() == [0.0] * 4
 

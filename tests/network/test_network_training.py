@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_grid import FakeGrid, Tamper, nodes_of
 from flwr.app import Message
 
+from fake_grid import FakeGrid, Tamper, nodes_of
 from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
 from fedvpa.evaluation.protocol import make_panel, score_predictions
-from fedvpa.federation import checkpoint, rounds
+from fedvpa.federation import checkpoint, privacy, rounds
 from fedvpa.federation.rounds import TrainingState
-from fedvpa.network.node import check_method
 from fedvpa.network.server_app import Server, connect
+from fedvpa.network.state import node_secret
 from toy import method_of, preferences, settings, world
 
 METHODS = ["fedvpa-gp", "fedvpl", "fedvpl+prior", "fedvpl+ortho", "vmtl", "fedbt"]
@@ -86,9 +87,100 @@ def test_a_compressed_prior_travels_as_well(tmp_path: Path) -> None:
     assert expected.server.extra
 
 
-def test_privacy_is_refused_rather_than_left_out() -> None:
-    with pytest.raises(UserError, match="not yet over a network"):
-        check_method(experiment(privacy__clip=1.0))
+NOISE = {
+    "privacy__clip": 0.05,
+    "privacy__noise": 0.5,
+    "privacy__posterior_clip": 1.0,
+    "privacy__posterior_noise": 0.5,
+    "privacy__moments_clip": 3.0,
+    "privacy__moments_noise": 2.0,
+}
+
+
+@pytest.mark.parametrize("name", ["fedvpa-gp", "fedbt"])
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_with_privacy_on_the_numbers_and_epsilon_are_the_same(name: str, nodes: int, tmp_path: Path) -> None:
+    config = experiment(name, **NOISE)
+    prepared, spent = world(config, ragged=True), []
+    method = method_of(prepared, name)
+    expected = rounds.train(method, config, prepared.clients, callback=lambda r, _: spent.append(r.epsilon))
+    seen: list[rounds.RoundReport] = []
+    server, grid = connected(config, tmp_path, nodes)
+    torch.testing.assert_close(server.session.standardizer.mean, prepared.standardizer.mean, atol=0, rtol=0)
+    torch.testing.assert_close(server.session.standardizer.scale, prepared.standardizer.scale, atol=0, rtol=0)
+    found = server.train(method, config, callback=lambda r, _: seen.append(r))
+    assert apart(found, expected) < 1e-9
+    assert [r.epsilon for r in seen] == spent
+    assert 0 < spent[0] < spent[-1] < float("inf")
+    assert apart(expected, reference(experiment(name))[1]) > 1e-3  # the noise is there
+    # What a client holds and how well it is fitted stays with it.
+    assert set(server.session.pairs) == {1}
+    assert all(not r.metrics for r in seen)
+    assert server.evaluate(method, found) == {}
+    assert "evaluate" not in {kind for _, kind in grid.log}
+    assert not server.faults.counts
+
+
+def test_an_update_above_the_clip_is_rejected_on_arrival(tmp_path: Path) -> None:
+    config = experiment(**NOISE)
+    method, _ = reference(config)
+    server, _ = connected(config, tmp_path, tamper=damaged(scaled(1.5)))
+    server.train(method, config)
+    assert server.faults.counts.keys() == {"rejected"}
+    assert "privacy.clip" in (tmp_path / "network" / "faults.jsonl").read_text()
+
+
+def test_with_privacy_on_nobody_stands_in_for_a_sampled_client(tmp_path: Path) -> None:
+    """Who is away must not raise the others' chance of being sampled, on which the account counts."""
+    config = experiment(federation__rounds=6, federation__sampled_clients=2, **NOISE)
+    method, _ = reference(config)
+    server, grid = connected(config, tmp_path, nodes=6)
+    uploads: list[set[int]] = []
+    grid.absent = {2}
+
+    def callback(_: Any, state: TrainingState) -> None:
+        uploads.append(set((state.server.counts > 0).nonzero().flatten().tolist()))
+
+    server.train(method, config, callback=callback)
+    known: set[int] = set()
+    for round, after in enumerate(uploads):
+        assert after - known <= set(rounds.sample_clients(config, 6, round).tolist())
+        known = after
+    assert server.faults.counts["unreachable"] > 0
+
+
+def test_a_private_client_does_not_tell_its_accuracy_whoever_asks(tmp_path: Path) -> None:
+    private, config = experiment(privacy__posterior_clip=1.0), experiment()
+    data, features = preferences(private, ragged=True)
+    grid = FakeGrid(nodes_of(private, data, features, tmp_path / "nodes", 3))
+    server = connect(grid, config, tmp_path, groups=2, say=lambda _: None)
+    method, state = reference(config)
+    assert server.evaluate(method, state) == {}
+    assert server.faults.counts["failed"] == config.federation.clients
+    assert "accuracies stay at the clients" in (tmp_path / "network" / "faults.jsonl").read_text()
+
+
+def test_secret_noise_is_a_nodes_own_and_answers_a_repeated_question_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although a SuperNode starts a process for each message, and so has a new process's secret each time."""
+    config = experiment(privacy__secret_noise=True, network__min_clients=6, federation__sampled_clients=6, **NOISE)
+    method, _ = reference(config)
+    sent: list[Any] = []
+
+    def twice(node: int, reply: Message) -> Message | None:
+        if reply.metadata.message_type == "train" and node == 2 and len(sent) < 2:
+            sent.append(reply.content["arrays"]["means"].numpy().copy())
+            monkeypatch.setattr(privacy, "_secret", lambda: len(sent))
+            return None
+        return reply
+
+    server, _ = connected(config, tmp_path, tamper=twice)
+    server.train(method, config)
+    assert np.array_equal(sent[0], sent[1])
+    secrets = [node_secret(tmp_path / place / "node-1", t) for place in ("nodes", "again") for t in ("t", "u")]
+    assert len(set(secrets)) == 4
+    assert (tmp_path / "nodes/node-1/secret").stat().st_mode & 0o077 == 0
 
 
 def test_single_precision_agrees_too(tmp_path: Path) -> None:
@@ -205,6 +297,28 @@ def stranger(reply: Message) -> Message:
     return reply
 
 
+def forged(reply: Message) -> Message:
+    array = reply.content["arrays"]["means"]
+    reply.content["arrays"]["means"] = type(array)(array.numpy() * 0 + 40)
+    return reply
+
+
+def boastful(reply: Message) -> Message:
+    array = reply.content["arrays"]["counts"]
+    reply.content["arrays"]["counts"] = type(array)(array.numpy() * 1000)
+    return reply
+
+
+def late(reply: Message) -> Message:
+    reply.content["reply"]["round"] -= 1
+    return reply
+
+
+def foreign(reply: Message) -> Message:
+    reply.content["reply"]["training"] = "of last week"
+    return reply
+
+
 FAULTS = {
     "not a number": (scaled(float("nan")), "rejected"),
     "infinite": (scaled(float("inf")), "rejected"),
@@ -214,6 +328,9 @@ FAULTS = {
     "a wrong dtype": (widened, "rejected"),
     "too few bytes": (truncated, "rejected"),
     "somebody else's upload": (stranger, "rejected"),
+    "more examples than in round 0": (boastful, "rejected"),
+    "another round's upload": (late, "rejected"),
+    "another training's upload": (foreign, "rejected"),
     "silence": (lambda reply: None, "silent"),
 }
 
@@ -236,6 +353,46 @@ def test_the_round_goes_on_without_an_unsound_client(fault: str, tmp_path: Path)
         assert all(e["users"] and e["reason"] for e in entries)
     never = [int(u) for u in mine]
     assert bool((state.server.counts[never] == 0).all())
+
+
+def test_an_old_answer_that_comes_again_is_rejected(tmp_path: Path) -> None:
+    """A node that goes back to an old state and replays what it sent in its first round."""
+    config, first = experiment(federation__rounds=6), dict[str, Any]()
+    method, _ = reference(config)
+
+    def replay(reply: Message) -> Message:
+        for name in ("reply", "arrays"):
+            reply.content[name] = first.setdefault(name, copy.deepcopy(reply.content[name]))
+        return reply
+
+    server, _ = connected(config, tmp_path, tamper=damaged(replay))
+    server.train(method, config)
+    entries = [json.loads(line) for line in (tmp_path / "network" / "faults.jsonl").read_text().splitlines()]
+    assert {e["reason"].partition(" than")[0] for e in entries} == {"computed for another round"}
+    assert {e["node"] for e in entries} == {2}
+
+
+def test_a_user_with_more_pairs_than_in_round_0_is_left_out(tmp_path: Path) -> None:
+    config = experiment()
+    method, _ = reference(config)
+    server, _ = connected(config, tmp_path)
+    server.session = replace(server.session, pairs=(1, *server.session.pairs[1:]))
+    server.nodes.held = {}
+    server.nodes._asked = {}
+    server.train(method, config)
+    entries = [json.loads(line) for line in (tmp_path / "network" / "faults.jsonl").read_text().splitlines()]
+    assert entries[0]["users"] == ["00000000"]
+    assert "more pairs than in round 0" in entries[0]["reason"]
+    assert "00000000" not in {u for held in server.nodes.held.values() for u in held}
+
+
+def test_the_outlier_rules_hold_over_a_network_too(tmp_path: Path) -> None:
+    config = experiment(defence__posterior_outlier=8.0)
+    method, _ = reference(config)
+    server, _ = connected(config, tmp_path, tamper=damaged(forged))
+    server.train(method, config)
+    assert server.faults.counts.keys() == {"rejected"}
+    assert "deviations from the median" in (tmp_path / "network" / "faults.jsonl").read_text()
 
 
 def test_too_few_sound_uploads_end_the_training(tmp_path: Path) -> None:

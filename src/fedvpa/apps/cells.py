@@ -50,6 +50,7 @@ _SINCE: dict[tuple[str, str], Any] = {
     ("defence", "reject"): False,
     ("defence", "max_update_norm"): 1e3,
     ("defence", "max_posterior_norm"): 1e3,
+    ("defence", "max_pairs"): 10**7,
     ("defence", "update_outlier"): 0.0,
     ("defence", "posterior_outlier"): 0.0,
     ("data", "user_column"): "user_id",

@@ -399,8 +399,8 @@ def init(
 
 @app.command(epilog=_examples("fedvpa forget runs/first user-17"))
 def forget(
-    run: Annotated[Path, typer.Argument(help="The folder of a run.", metavar="RUN")],
-    user: Annotated[str, typer.Argument(help="The user's id, as in the data.", metavar="USER")],
+    run: Annotated[Path, typer.Argument(help="The folder of a run, or a SuperNode's state folder.", metavar="RUN")],
+    user: Annotated[str, typer.Argument(help="The user's id, as in the data, or its pseudonym.", metavar="USER")],
 ) -> None:
     """Delete what a run keeps about a user: posterior, private state, figures. The trained selector stays as it is."""
     from fedvpa.apps import forgetting
@@ -410,7 +410,7 @@ def forget(
     for path in found.files:
         how = "was damaged, deleted" if path in found.deleted else "removed"
         console.print(f"{path}: {how}", highlight=False, markup=False)
-    console.print(forgetting.REMAINS, highlight=False, markup=False)
+    console.print(found.remains, highlight=False, markup=False)
 
 
 @app.command(epilog=_examples("fedvpa report runs/first"))

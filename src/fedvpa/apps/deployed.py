@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from flwr.serverapp import Grid
 from rich.console import Console
@@ -11,11 +12,12 @@ from rich.console import Console
 import fedvpa
 from fedvpa.apps import runs
 from fedvpa.apps.runs import RunFolder
-from fedvpa.apps.training import recorded
+from fedvpa.apps.training import check_resumable, recorded
 from fedvpa.backbone.encode import Backbone
 from fedvpa.backbone.models import cache_dir
 from fedvpa.config import ExperimentConfig
-from fedvpa.evaluation.result_files import write_text
+from fedvpa.evaluation.result_files import plain, write_text
+from fedvpa.federation import privacy
 from fedvpa.federation.rounds import RoundReport, TrainingState
 from fedvpa.methods.base import Method, Setup, torch_dtype
 from fedvpa.methods.registry import CLASSES
@@ -23,18 +25,20 @@ from fedvpa.network.server_app import Server, connect
 from fedvpa.selector import FORMAT, Parameters, Selector, SelectorInfo
 
 SUMMARY = "deployment.json"
-"""In the run folder, written last: accuracy by inference, users, nodes, bytes, faults."""
+"""In the run folder, written last: accuracy by inference, users, nodes, bytes, faults, epsilon."""
 
 
 def train_selector(config: ExperimentConfig, run: RunFolder, console: Console, grid: Grid) -> None:
     """Trains over the nodes of a grid, or goes on, and leaves a selector in the run folder.
 
     Raises:
-        UserError: too few nodes or sound uploads, a method that does not deploy, or a folder that cannot be written.
+        UserError: too few nodes or sound uploads, a method that does not deploy, a folder that cannot be written, or
+            secret noise to be resumed.
     """
     if (run.path / SUMMARY).is_file():
         console.print(f"{run.path}: this run is finished; nothing to do", highlight=False, soft_wrap=True)
         return
+    check_resumable(config, run)
     with runs.opened(run, config, "train") as folder, recorded(config, folder, console) as record:
         begin = 0 if record.state is None else record.state.server.round
         server = connect(grid, config, folder, begin)
@@ -51,7 +55,8 @@ def train_selector(config: ExperimentConfig, run: RunFolder, console: Console, g
         training = server.train(method, config, None, record.state, after)
         accuracy = server.evaluate(method, training)
         _selector(config, server, method, training, accuracy)._save_pretrained(folder)
-        _summarise(folder, server, reports, accuracy)
+        epsilon = privacy.epsilon_after(method, config, len(session.users), training.server.round)
+        _summarise(folder, server, reports, accuracy, epsilon)
 
 
 def _selector(
@@ -75,17 +80,22 @@ def _selector(
     return Selector(Parameters.of(training.server, server.session.standardizer), info)
 
 
-def _summarise(folder: Path, server: Server, reports: list[RoundReport], accuracy: dict[str, float]) -> None:
-    summary = {
-        "users": len(server.session.users),
+def _summarise(
+    folder: Path, server: Server, reports: list[RoundReport], accuracy: dict[str, float], epsilon: float | None
+) -> None:
+    users, p = len(server.session.users), server.config.privacy
+    summary: dict[str, Any] = {
+        "users": users,
         "nodes": len(server.nodes.held),
-        "pairs": sum(server.session.pairs),
+        "pairs": None if p.on else sum(server.session.pairs),
         "rounds": server.config.federation.rounds,
         "clients_accuracy": accuracy,
         "bytes_up_per_client": max((r.bytes_up for r in reports), default=None),
         "bytes_down_per_client": max((r.bytes_down for r in reports), default=None),
         "faults": dict(server.faults.counts),
     }
+    if p.on:
+        summary |= {"epsilon": plain(epsilon), "delta": privacy.delta(p, users)}
     write_text(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
     for how, value in accuracy.items():
         print(f"accuracy on the clients' held-out pairs, {how}: {value:.3f}", flush=True)

@@ -28,6 +28,7 @@ from fedvpa.errors import UserError
 from fedvpa.evaluation.encoding import encode
 from fedvpa.network.client_app import client_app
 from fedvpa.network.node import Node
+from fedvpa.network.session import FOLDER, PRIVATE
 from fedvpa.preferences.schema import FederatedPreferences
 from fedvpa.preferences.sources import load_preferences
 from fedvpa.preferences.users import pseudonym
@@ -88,7 +89,7 @@ def open_node(context: Context) -> Node:
         share, shares = (int(str(given.get(key, -1))) for key in ("partition-id", "num-partitions"))
         if not 0 <= share < shares:
             raise UserError("is missing", "give partition-id and num-partitions, from 0", field="partition-id")
-        state = Path(str(given.get("state-dir", settings.out / "network" / "private" / f"node-{share}")))
+        state = Path(str(given.get("state-dir", settings.out / FOLDER / PRIVATE / f"node-{share}")))
         return _share(settings.config, share, shares, state)
     for key in ("data.path", "state-dir"):
         if key not in given:

@@ -58,10 +58,7 @@ def train(
     if run.finished:
         console.print(f"{run.path}: this run is finished; nothing to do", highlight=False, soft_wrap=True)
         return read_results(run.path / runs.RESULTS)
-    if run.mode == "resume" and config.privacy.secret_noise:
-        problem = "noise of the operating system cannot be drawn again, so this run cannot be resumed"
-        remedy = "start again with --overwrite; what was released before counts separately"
-        raise UserError(problem, remedy, file=run.path, field="privacy.secret_noise")
+    check_resumable(config, run)
     prepared, notes = load(config)
     with runs.opened(run, config, "train") as folder:
         trainer, said = (run_rounds, lambda: ()) if trainer_of is None else trainer_of(prepared, folder)
@@ -77,6 +74,14 @@ def train(
             config, prepared.data, (*notes, *said()), measured.rows, measured.scores, measured.switching, figures
         )
         return runs.finish(folder, results, record.log.records, config)
+
+
+def check_resumable(config: ExperimentConfig, run: RunFolder) -> None:
+    """Raises `UserError` where a run with secret noise is to be resumed."""
+    if run.mode == "resume" and config.privacy.secret_noise:
+        problem = "noise of the operating system cannot be drawn again, so this run cannot be resumed"
+        remedy = "start again in another folder; what was released before counts separately"
+        raise UserError(problem, remedy, file=run.path, field="privacy.secret_noise")
 
 
 def load(config: ExperimentConfig) -> tuple[Prepared, tuple[str, ...]]:
@@ -118,7 +123,8 @@ def recorded(config: ExperimentConfig, folder: Path, console: Console) -> Iterat
             last = report.round == total
             if last or stop.received or report.round % config.output.checkpoint_every == 0:
                 log.sync()
-                checkpoint.save(folder / runs.CHECKPOINTS, now, {"seconds": spent})
+                extra = {"seconds": spent, "epsilon": plain(report.epsilon)}
+                checkpoint.save(folder / runs.CHECKPOINTS, now, extra)
             if last:
                 stop.final()
             stop.check()

@@ -23,7 +23,6 @@ from torch.nn.functional import normalize, softplus
 from fedvpa.evaluation.diagnostics import client_groups
 from fedvpa.evaluation.experiment import Prepared
 from fedvpa.federation import privacy
-from fedvpa.federation.moments import client_moments
 from fedvpa.federation.rounds import ClientData, RoundReport, TrainingState, run_clients, sample_clients
 from fedvpa.methods.base import Method, ServerState, Upload, draw_noise
 from fedvpa.methods.fedvpa_gp import FedVPAGP
@@ -241,11 +240,11 @@ def _pairs_from_sum(method: Method, prepared: Prepared, states: Sequence[Trainin
 
 def _moment_means(prepared: Prepared, clients: Sequence[Client]) -> Tensor:
     """(clients, D) mean features as the clients' messages of round 0 show them, in standardised units."""
-    clip, s = prepared.config.privacy.moments_clip, prepared.standardizer
+    s = prepared.standardizer
     rows = []
     for c in clients:
         raw = prepared.pool.x[c.train.index].flatten(0, 1).double() * s.scale.double() + s.mean.double()
-        m = client_moments(raw) if clip is None else privacy.clipped_moments(raw, clip)
+        m = privacy.moments_of(raw, prepared.config)
         rows.append((m.total / m.count - s.mean.double()) / s.scale.double())
     return torch.stack(rows)
 

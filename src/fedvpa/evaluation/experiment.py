@@ -16,7 +16,7 @@ from fedvpa.evaluation.compare import PairScores
 from fedvpa.evaluation.encoding import encode
 from fedvpa.evaluation.protocol import Panel, make_panel, measure, measure_leaking, score_predictions
 from fedvpa.federation import privacy
-from fedvpa.federation.moments import Standardizer, client_moments, combine
+from fedvpa.federation.moments import Standardizer
 from fedvpa.federation.rounds import Callback, ClientData, RoundReport, TrainingState, start, train
 from fedvpa.methods.base import Method, Pool, Predictor, Setup, torch_dtype
 from fedvpa.methods.clustering import MOST
@@ -98,11 +98,8 @@ def prepare(
     features = encode(config, data) if features is None else features
     dtype = torch_dtype(config)
     raw = torch.stack([features.a, features.b], 1)
-    held = [raw[c.train.index].flatten(0, 1) for c in data.clients["seen"]]
-    if config.privacy.moments_clip is None:
-        standardizer = combine(client_moments(x) for x in held)
-    else:
-        standardizer = privacy.private_standardizer(held, config)
+    messages = [privacy.moments_of(raw[c.train.index].flatten(0, 1), config) for c in data.clients["seen"]]
+    standardizer = privacy.standardizer_of(messages, config)
     base = None if features.base_logit is None else features.base_logit.to(dtype)
     pool = Pool(standardizer(raw).to(dtype), base)
     populations: dict[str, tuple[Client, ...]] = {**data.clients, "switching": data.switching}
@@ -112,7 +109,7 @@ def prepare(
         for draw in range(CHOOSING_DRAWS if data.clients["validation"] else 0)
     )
     clients = ClientData(pool, data.clients["seen"])
-    return Prepared(config, data, standardizer, client_moments(held[0]).bytes(), pool, clients, panels, choosing)
+    return Prepared(config, data, standardizer, messages[0].bytes(), pool, clients, panels, choosing)
 
 
 @dataclass

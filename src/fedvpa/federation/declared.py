@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedvpa.config import DefenceConfig
+from fedvpa.config import ExperimentConfig
 from fedvpa.methods.base import Upload
 from fedvpa.variational.selector import Theta
-
-MAX_PAIRS = 10**7
 
 
 @dataclass(frozen=True)
@@ -47,15 +45,20 @@ class Field:
 Fields = Mapping[str, Field]
 
 
-def upload_fields(theta: Theta, latent: int, metrics: Iterable[str], limits: DefenceConfig) -> dict[str, Field]:
-    """A round's upload; `theta` are the parameters that the client received, without a client dimension."""
-    dtype = next(iter(theta.values())).dtype
+def upload_fields(theta: Theta, latent: int, metrics: Iterable[str], config: ExperimentConfig) -> dict[str, Field]:
+    """A round's upload; with privacy on there are no metrics, and every number of examples is 1.
+
+    Args:
+        theta: the parameters that the client received, without a client dimension.
+        latent: dimensions of z; metrics: names of the scalars that the method reports.
+    """
+    dtype, limits, private = next(iter(theta.values())).dtype, config.defence, config.privacy.on
     return {
         **{f"theta.{k}": Field(tuple(v.shape), v.dtype) for k, v in theta.items()},
         "means": Field((latent,), dtype, norm=limits.max_posterior_norm),
         "variances": Field((latent,), dtype, 0, limits.max_posterior_norm**2),
-        "counts": Field((), torch.int64, 1, MAX_PAIRS),
-        **{f"metrics.{k}": Field((), dtype) for k in metrics},
+        "counts": Field((), torch.int64, 1, 1 if private else limits.max_pairs),
+        **({} if private else {f"metrics.{k}": Field((), dtype) for k in metrics}),
     }
 
 
@@ -99,12 +102,34 @@ def update_norms(arrays: Mapping[str, Tensor], theta: Theta) -> Tensor:
 
 
 def upload_problems(
-    arrays: Mapping[str, Tensor], fields: Fields, theta: Theta, limits: DefenceConfig
+    arrays: Mapping[str, Tensor], fields: Fields, theta: Theta, config: ExperimentConfig, announced: Tensor
 ) -> dict[int, str]:
-    """`problems`, and changes of the parameters that are larger than ``defence.max_update_norm``."""
-    large = (update_norms(arrays, theta) > limits.max_update_norm).nonzero().flatten().tolist()
-    text = f"theta has changed by more than defence.max_update_norm ({limits.max_update_norm:g})"
-    return dict.fromkeys(large, text) | problems(arrays, fields)
+    """`problems`, changes of the parameters that are too large, and numbers of examples that nobody announced.
+
+    Args:
+        announced: (users,) the number of training pairs that each had in round 0.
+    """
+    most, key = largest_change(theta, config)
+    large = (update_norms(arrays, theta) > most).nonzero().flatten().tolist()
+    many = (arrays["counts"] > announced).nonzero().flatten().tolist()
+    return {
+        **dict.fromkeys(many, "counts is above the number of pairs of round 0"),
+        **dict.fromkeys(large, f"theta has changed by more than {key} ({most:.4g})"),
+        **problems(arrays, fields),
+    }
+
+
+def largest_change(theta: Theta, config: ExperimentConfig) -> tuple[float, str]:
+    """The largest norm of an honest client's change of `theta`, and the key that bounds it.
+
+    A clipped change is added to theta and rounded, so what arrives may exceed `privacy.clip` by rounding errors.
+    """
+    bound, clip = config.defence.max_update_norm, config.privacy.clip
+    if clip is None or clip > bound:
+        return bound, "defence.max_update_norm"
+    size = math.sqrt(sum(float(v.double().square().sum()) for v in theta.values()))
+    rounding = max(torch.finfo(v.dtype).eps for v in theta.values()) * (size + clip)
+    return clip * (1 + 1e-6) + rounding, "privacy.clip"
 
 
 def flat_rows(rows: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ is computed from what was noised and costs nothing more.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -28,7 +28,7 @@ from torch import Tensor
 from fedvpa.config import ExperimentConfig, PrivacyConfig
 from fedvpa.errors import UserError
 from fedvpa.federation.aggregate import Mean, weighted_change
-from fedvpa.federation.moments import Moments, Standardizer, combine
+from fedvpa.federation.moments import Moments, Standardizer, client_moments, combine
 from fedvpa.methods.base import Method, Surveying, Upload
 from fedvpa.methods.oracle_labels import FedVPAGPLabels
 from fedvpa.preferences.seeding import generator
@@ -60,11 +60,12 @@ def root_seed(config: ExperimentConfig) -> int:
 # Client --------------------------------------------------------------------------------------------------------------
 
 
-def protect(upload: Upload, theta: Theta, config: ExperimentConfig, round: int) -> Upload:
+def protect(upload: Upload, theta: Theta, config: ExperimentConfig, round: int, secret: int | None = None) -> Upload:
     """What K clients send instead of `upload`; the same object where privacy is off.
 
     Args:
         theta: the received parameters.
+        secret: what the clients' own noise derives from; None: `root_seed`.
     """
     p = config.privacy
     if not p.on:
@@ -73,7 +74,7 @@ def protect(upload: Upload, theta: Theta, config: ExperimentConfig, round: int) 
         change = clipped_changes(theta, upload.theta, p.clip)
         upload = replace(upload, theta={k: v + change[k] for k, v in theta.items()})
     if p.posterior_clip is not None and upload.means.shape[-1]:
-        means, variances = noised_posteriors(upload, p, root_seed(config), round)
+        means, variances = noised_posteriors(upload, p, root_seed(config) if secret is None else secret, round)
         upload = replace(upload, means=means, variances=variances)
     return replace(upload, counts=torch.ones_like(upload.counts), metrics={})
 
@@ -101,6 +102,12 @@ def noised_posteriors(upload: Upload, p: PrivacyConfig, seed: int, round: int) -
     noise = p.posterior_noise * p.posterior_clip * torch.stack(draw).to(message)
     means, variances = (message * factor + noise).chunk(2, -1)
     return means, (1 + variances).clamp(min=LEAST_VARIANCE)
+
+
+def moments_of(x: Tensor, config: ExperimentConfig) -> Moments:
+    """A client's message of round 0, clipped where `privacy.moments_clip` says so. x: (responses, D)"""
+    clip = config.privacy.moments_clip
+    return client_moments(x) if clip is None else clipped_moments(x, clip)
 
 
 def clipped_moments(x: Tensor, clip: float) -> Moments:
@@ -142,17 +149,18 @@ def noised_mean(theta: Theta, upload: Upload, *, p: PrivacyConfig, expected: int
     return {k: (v + p.noise * p.clip * noise[k]) / expected for k, v in total.items()}
 
 
-def private_standardizer(features: Iterable[Tensor], config: ExperimentConfig) -> Standardizer:
+def standardizer_of(messages: Iterable[Moments], config: ExperimentConfig) -> Standardizer:
+    """The server's part of round 0, from the clients' `moments_of`; with `privacy.moments_clip` the private one."""
+    return combine(messages) if config.privacy.moments_clip is None else private_standardizer(list(messages), config)
+
+
+def private_standardizer(messages: Sequence[Moments], config: ExperimentConfig) -> Standardizer:
     """The federated moments under DP: the mean of the clients' clipped messages, with noise.
 
     What is not clearly above the noise (three deviations) is left in place: mean 0, scale 1.
-
-    Args:
-        features: per client (responses, D).
     """
     p = config.privacy
     assert p.moments_clip is not None
-    messages = [clipped_moments(x, p.moments_clip) for x in features]
     deviation = p.moments_noise * p.moments_clip / len(messages)
     g = generator(root_seed(config), "privacy-moments")
     noise = torch.randn(2, len(messages[0].total), generator=g, dtype=torch.float64) * deviation

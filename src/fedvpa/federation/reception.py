@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedvpa.config import DefenceConfig
+from fedvpa.config import DefenceConfig, ExperimentConfig
 from fedvpa.federation import robust
 from fedvpa.federation.aggregate import concatenate, of_model
 from fedvpa.federation.declared import form_problem, update_norms, upload_arrays, upload_fields, upload_problems
@@ -36,7 +36,9 @@ def received_theta(theta: Theta, model: Tensor | None) -> Theta:
     return {k: torch.stack([m[k] for m in models]) for k in models[0]}
 
 
-def receive(method: Method, state: ServerState, parts: Sequence[Upload], rules: DefenceConfig) -> Reception:
+def receive(
+    method: Method, state: ServerState, parts: Sequence[Upload], config: ExperimentConfig, announced: Tensor
+) -> Reception:
     """Takes the sound uploads out of a round's.
 
     First come form and bounds, for each part by itself (one client of another shape spoils no stack), then the outliers
@@ -44,14 +46,16 @@ def receive(method: Method, state: ServerState, parts: Sequence[Upload], rules: 
 
     Args:
         parts: stacks of one or more clients.
+        announced: (clients,) numbers of training pairs that all clients had in round 0.
     """
-    if not rules.reject:
+    if not config.defence.reject:
         return Reception(concatenate(list(parts)) if parts else None, {})
     rejected: dict[int, str] = {}
-    sound = [s for part in parts if (s := _within_bounds(method, state, part, rules, rejected)) is not None]
+    checked = [_within_bounds(method, state, part, config, announced, rejected) for part in parts]
+    sound = [part for part in checked if part is not None]
     if not sound:
         return Reception(None, rejected)
-    upload = _without_outliers(state, concatenate(sound), rules, rejected)
+    upload = without_outliers(state, concatenate(sound), config.defence, rejected)
     return Reception(upload, dict(sorted(rejected.items())))
 
 
@@ -71,21 +75,31 @@ def take(upload: Upload, keep: Tensor) -> Upload | None:
 
 
 def _within_bounds(
-    method: Method, state: ServerState, part: Upload, rules: DefenceConfig, rejected: dict[int, str]
+    method: Method,
+    state: ServerState,
+    part: Upload,
+    config: ExperimentConfig,
+    announced: Tensor,
+    rejected: dict[int, str],
 ) -> Upload | None:
     theta, arrays = received_theta(state.theta, part.model), upload_arrays(part)
     plain = {k: v[0] for k, v in theta.items()}
-    fields = upload_fields(plain, state.means.shape[1], method.metric_names, rules)
+    fields = upload_fields(plain, state.means.shape[1], method.metric_names, config)
     form = form_problem(arrays, fields, len(part.ids))
     if form is not None:
         rejected |= dict.fromkeys(part.ids.tolist(), form)
         return None
-    return _drop(part, upload_problems(arrays, fields, theta, rules), rejected)
+    return _drop(part, upload_problems(arrays, fields, theta, config, announced[part.ids]), rejected)
 
 
-def _without_outliers(
+def without_outliers(
     state: ServerState, upload: Upload, rules: DefenceConfig, rejected: dict[int, str]
 ) -> Upload | None:
+    """A round's uploads without those whose posterior or size stands out; None if there is none left.
+
+    Args:
+        rejected: told of each client that is left out, and why.
+    """
     odd: dict[int, str] = {}
     if rules.posterior_outlier and upload.means.shape[1]:
         stored = state.counts > 0

@@ -156,12 +156,19 @@ def run_clients(
 
 
 def train_clients(
-    method: Method, config: ExperimentConfig, data: ClientData, download: Download, private: Private, rows: Tensor
+    method: Method,
+    config: ExperimentConfig,
+    data: ClientData,
+    download: Download,
+    private: Private,
+    rows: Tensor,
+    secret: int | None = None,
 ) -> tuple[Upload, Private]:
     """Local training of the clients at positions `rows` (K,) of `data`, in stacks.
 
     Args:
         private: the private state of all clients of `data`, in their order.
+        secret: what the clients' own noise derives from; None: `privacy.root_seed`.
 
     Returns:
         The clients' uploads, by id, and the private state after it.
@@ -176,7 +183,7 @@ def train_clients(
         noise = round_noise(method, config, data, part, download.round)
         mine = {k: v[part] for k, v in private.items()}
         upload, changed = method.client_update(download, mine, data.batch(part), noise)
-        uploads.append(privacy.protect(upload, download.theta, config, download.round))
+        uploads.append(privacy.protect(upload, download.theta, config, download.round, secret))
         for k, v in changed.items():
             private[k] = private[k].index_copy(0, part.to(v.device), v)
     return concatenate(uploads), private
@@ -238,7 +245,7 @@ def one_round(
     struck = {} if joint else faults.struck(config, len(data), ids, round)
     honest = data.flipped(faults.unlucky(struck, "label-flip"))
     sent, private = run_clients(method, config, honest, state, ids)
-    reception = _receive(method, config, state.server, sent, struck) if not joint else Reception(sent, {})
+    reception = _receive(method, config, data, state.server, sent, struck) if not joint else Reception(sent, {})
     counts = _tally(struck, reception)
     down = method.download_bytes(method.broadcast(state.server))
     new = replace(state, server=state.server.advance())
@@ -260,14 +267,19 @@ def one_round(
 
 
 def _receive(
-    method: Method, config: ExperimentConfig, server: ServerState, sent: Upload, struck: faults.Struck
+    method: Method,
+    config: ExperimentConfig,
+    data: ClientData,
+    server: ServerState,
+    sent: Upload,
+    struck: faults.Struck,
 ) -> Reception:
     """What the server takes of what the clients sent, through whatever goes wrong on the way."""
     parts = [sent]
     if struck:
         first = method.init_server(generator(config.seed, "init")).theta
         parts = faults.inject(config, server, first, sent, struck)
-    return receive(method, server, parts, config.defence)
+    return receive(method, server, parts, config, data.counts)
 
 
 def _tally(struck: faults.Struck, reception: Reception) -> dict[str, int]:
@@ -285,7 +297,7 @@ def aggregate(method: Method, config: ExperimentConfig, state: TrainingState, up
     """The server's part of a round: the optimiser's step on the mean change, then the method's own update."""
     round, optimizer = state.server.round, server_optimizer(config, state.server.round)
     private = config.privacy.clip is not None
-    mean = privacy.mean_of(config, config.federation.clients, round) if private else None
+    mean = privacy.mean_of(config, len(state.server.counts), round) if private else None
     theta, moments = server_step(optimizer, state.server.theta, upload, state.optimizer, mean)
     server = method.server_update(state.server, upload, theta, generator(config.seed, "server", round))
     return replace(state, server=server, optimizer=moments)

@@ -43,6 +43,11 @@ class Components(NamedTuple):
         """The inverse of `named`."""
         return Components(*(extra[f"{_PREFIX}{k}"] for k in Components._fields))
 
+    @staticmethod
+    def are_in(extra: Mapping[str, Tensor]) -> bool:
+        """Whether `ServerState.extra` holds a compressed prior."""
+        return f"{_PREFIX}member" in extra
+
 
 class Own(NamedTuple):
     """Each client's own component without the client; row i is for client i alone.
@@ -68,6 +73,11 @@ def empty(components: int, clients: int, dim: int, dtype: torch.dtype) -> Compon
     )
 
 
+def weights(counts: Tensor, prior_weights: str) -> Tensor:
+    """What a posterior weighs inside its component: its examples, or 1 where `method.prior_weights` is uniform."""
+    return counts.sign() if prior_weights == "uniform" else counts
+
+
 def compress(means: Tensor, variances: Tensor, weights: Tensor, last: Components, seed: int) -> Components:
     """Clusters of posteriors with their moments, numbered like the components of the round before.
 
@@ -90,6 +100,19 @@ def compress(means: Tensor, variances: Tensor, weights: Tensor, last: Components
     member = torch.full((len(weights),), -1)
     member[known] = torch.from_numpy(label.astype(np.int64))
     return _moments(means, variances, weights, member, last)
+
+
+def remaining(means: Tensor, variances: Tensor, weights: Tensor, components: Components) -> Components:
+    """The components as the posteriors that are left make them: clients of weight 0 are in none.
+
+    A component that has nobody left goes back to N(0, I), since its place was its last member's posterior.
+
+    Args:
+        means, variances: (clients, dim); weights: (clients,) as given to `compress`.
+    """
+    member = torch.where(weights > 0, components.member, -1)
+    size, dim = components.means.shape
+    return _moments(means, variances, weights, member, empty(size, len(member), dim, components.means.dtype))
 
 
 def without_own(means: Tensor, variances: Tensor, weights: Tensor, components: Components) -> Own:

@@ -125,7 +125,7 @@ class FedVPAGP:
 
     def weights(self, counts: Tensor) -> Tensor:
         """What a posterior weighs inside its component: its examples, or 1 where the prior's weights are uniform."""
-        return counts.sign() if self.m.prior_weights == "uniform" else counts
+        return components.weights(counts, self.m.prior_weights)
 
     def download_bytes(self, download: Download) -> int:
         """Bytes that one client receives: parameters, and the parts of the download that the method uses."""

@@ -6,7 +6,7 @@ each, be killed and come back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
@@ -21,9 +21,9 @@ from fedvpa.federation.rounds import train_clients
 from fedvpa.methods.base import Method, Private
 from fedvpa.methods.registry import CLASSES
 from fedvpa.network import messages
-from fedvpa.network.messages import Refusal, Reply
+from fedvpa.network.messages import Refusal, Reply, Stamp
 from fedvpa.network.node import Node, check_method
-from fedvpa.network.state import PrivateStore
+from fedvpa.network.state import PrivateStore, node_secret
 from fedvpa.network.tasks import Task, check_task, inferences_of, read_clusters, read_task
 from fedvpa.preferences.schema import Client
 from fedvpa.preferences.seeding import generator
@@ -62,15 +62,16 @@ def enroll(node: Node, content: RecordDict) -> RecordDict:
     head = content.get("task")
     if not isinstance(head, ConfigRecord) or head.get("protocol") != messages.PROTOCOL:
         raise Refusal("not a task of this protocol; use one version of fedvpa everywhere")
-    store = PrivateStore(node.state_dir, str(head["training"]))
+    stamp = Stamp(str(head["training"]), int(str(head["round"])))
+    store = PrivateStore(node.state_dir, stamp.training)
     for name in node.names:
-        store.rewind(name, int(str(head["round"])))
-    arrays = {
-        "pairs": torch.tensor([len(c.train) for c in node.clients]),
-        **messages.moments_arrays(node.moments()),
-    }
-    fields = messages.enroll_fields(node.dim)
-    return messages.write_reply(Reply(node.names, arrays, {}), fields, declared.problems(arrays, fields))
+        store.rewind(name, stamp.round)
+    pairs = _counts(node.clients)
+    # How much a user holds is the user's own business where privacy is on.
+    arrays = {"pairs": torch.ones_like(pairs) if node.config.privacy.on else pairs}
+    arrays |= messages.moments_arrays(node.moments())
+    fields = messages.enroll_fields(node.dim, node.config)
+    return messages.write_reply(Reply(node.names, arrays, {}), fields, declared.problems(arrays, fields), stamp)
 
 
 def train(node: Node, content: RecordDict) -> RecordDict:
@@ -83,26 +84,33 @@ def train(node: Node, content: RecordDict) -> RecordDict:
     kept = [store.load(user, task.download.round, fresh) or fresh for user in users]
     private: Private = {k: torch.cat([rows[k] for rows in kept]) for k in fresh}
     data = node.training_data(clients, ids, task.standardizer)
-    upload, private = train_clients(method, node.config, data, task.download, private, torch.arange(len(users)))
+    everybody = torch.arange(len(users))
+    secret = node_secret(node.state_dir, task.training) if node.config.privacy.secret_noise else None
+    upload, private = train_clients(method, node.config, data, task.download, private, everybody, secret)
     for i, user in enumerate(users):
         store.save(user, task.download.round, {k: v[i : i + 1] for k, v in private.items()}, task.keep_from)
-    arrays, limits = declared.upload_arrays(upload), node.config.defence
-    fields = declared.upload_fields(task.download.theta, upload.means.shape[1], method.metric_names, limits)
-    bad = declared.upload_problems(arrays, fields, task.download.theta, limits)
-    return messages.write_reply(Reply(users, arrays, gone), fields, bad)
+    arrays, theta = declared.upload_arrays(upload), task.download.theta
+    fields = declared.upload_fields(theta, upload.means.shape[1], method.metric_names, node.config)
+    bad = declared.upload_problems(arrays, fields, theta, node.config, _counts(clients))
+    return messages.write_reply(Reply(users, arrays, gone), fields, bad, task.stamp)
 
 
 def evaluate(node: Node, content: RecordDict) -> RecordDict:
-    """How well each inference predicts the users' own held-out pairs, from `federation.context_pairs` of the others."""
+    """How well each inference predicts the users' own held-out pairs, from `federation.context_pairs` of the others.
+
+    With privacy on nothing is said: the account covers no such figure.
+    """
+    if node.config.privacy.on:
+        raise Refusal("with privacy on, accuracies stay at the clients")
     task = read_task(content)
     method = _method(node, task)
     users, _, clients, gone = _here(node, task)
     asked = [i for i, c in enumerate(clients) if len(c.test)]
     gone |= {user: "no pair is held out" for i, user in enumerate(users) if i not in asked}
-    fields = messages.evaluate_fields(inferences_of(method))
+    fields = messages.evaluate_fields(inferences_of(method), node.config)
     if not asked:
         arrays = {k: torch.zeros(0, *f.shape, dtype=f.dtype) for k, f in fields.items()}
-        return messages.write_reply(Reply((), arrays, gone), fields, {})
+        return messages.write_reply(Reply((), arrays, gone), fields, {}, task.stamp)
     pool = node.pool(task.standardizer)
     panel = make_panel(node.data, [clients[i] for i in asked], node.config.seed, pool.x.dtype)
     predictor = method.predictor(read_clusters(content, task.download), pool)
@@ -113,7 +121,7 @@ def evaluate(node: Node, content: RecordDict) -> RecordDict:
         accuracy.append(metrics.per_user(metrics.correct(p.double(), panel.query_y), mask))
     arrays = {"accuracy": torch.stack(accuracy, 1), "pairs": panel.query_mask.sum(1)}
     named = tuple(users[i] for i in asked)
-    return messages.write_reply(Reply(named, arrays, gone), fields, declared.problems(arrays, fields))
+    return messages.write_reply(Reply(named, arrays, gone), fields, declared.problems(arrays, fields), task.stamp)
 
 
 def _here(node: Node, task: Task) -> tuple[tuple[str, ...], Tensor, list[Client], dict[str, str]]:
@@ -124,6 +132,11 @@ def _here(node: Node, task: Task) -> tuple[tuple[str, ...], Tensor, list[Client]
     if not here:
         raise Refusal("none of the users is here")
     return tuple(u for u, _, _ in here), torch.tensor([i for _, i, _ in here]), [c for _, _, c in here], gone
+
+
+def _counts(clients: Sequence[Client]) -> Tensor:
+    """(users,) numbers of training pairs."""
+    return torch.tensor([len(c.train) for c in clients])
 
 
 def _method(node: Node, task: Task) -> Method:

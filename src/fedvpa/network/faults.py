@@ -6,6 +6,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from fedvpa.evaluation.result_files import write_text
+
 MEANING = {
     "silent": "clients did not answer in time",
     "failed": "clients answered with an error",
@@ -39,6 +41,18 @@ class Faults:
         entry = {"round": round + 1, "kind": kind, "node": node, "users": users, "reason": reason[:300]}
         with self.path.open("a", encoding="utf-8") as f:
             f.write(json.dumps(entry) + "\n")
+
+    def rename(self, user: str, name: str) -> bool:
+        """Puts another name in a user's place in the file; whether it was there."""
+        if not self.path.is_file():
+            return False
+        entries = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        found = any(user in e["users"] for e in entries)
+        for entry in entries:
+            entry["users"] = [name if u == user else u for u in entry["users"]]
+        if found:
+            write_text(self.path, "".join(json.dumps(e) + "\n" for e in entries))
+        return found
 
     def notes(self) -> tuple[str, ...]:
         """A sentence per kind, for the report."""

@@ -6,15 +6,18 @@ A reply holds one row per user of the node, so a silo of many users answers at o
 
 * ``enroll`` (round 0): a pseudonym per user, the number of training pairs, and the moments of the features;
 * ``train``: trained parameters, posterior mean and variance, number of examples, a fixed set of scalar metrics;
-* ``evaluate``: the share of the user's own held-out pairs that each inference predicts, and their number.
+* ``evaluate``: the share of the user's own held-out pairs that each inference predicts, and their number. With privacy
+  on there is no such message, every number of pairs or examples is 1, and there are no metrics.
 
 Prior weights (log pi), pairs, labels and texts are in none of them. A message of another form is refused as a whole;
-a user's row that breaks a bound is left out by itself, so that one bad row does not cost a silo its round.
+a user's row that breaks a bound is left out by itself, so that one bad row does not cost a silo its round. Every reply
+names the training and the round that it was computed for, and counts for no other.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,23 +26,32 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedvpa.federation.declared import MAX_PAIRS, Field, Fields
+from fedvpa.config import ExperimentConfig
+from fedvpa.federation.declared import Field, Fields
 from fedvpa.federation.moments import Moments
 from fedvpa.methods.base import Upload
 
-PROTOCOL = 1
+PROTOCOL = 2
 ENROLL, TRAIN, EVALUATE = "query.enroll", "train", "evaluate"
 MAX_FEATURES = 2**16
 MAX_FEATURE = 1e6
 """Largest absolute value of a feature that a client's moments may speak of."""
 
 _REPLY, _ARRAYS = "reply", "arrays"
+_PSEUDONYM = re.compile("[0-9a-f]{8,64}")
 _HEADER = 512
 """Bytes that NumPy's file header may add to an array's own."""
 
 
 class Refusal(Exception):
     """A message that is not of the declared form. The text names a field and a rule, never a value of a user's."""
+
+
+class Stamp(NamedTuple):
+    """What a reply answers: a training, by name, and its round."""
+
+    training: str
+    round: int
 
 
 class Reply(NamedTuple):
@@ -54,22 +66,32 @@ class Reply(NamedTuple):
     refused: dict[str, str]
 
 
-def enroll_fields(features: int) -> dict[str, Field]:
-    """Round 0 of clients whose features have `features` dimensions."""
-    most = MAX_PAIRS * 2 * MAX_FEATURE
+def enroll_fields(features: int, config: ExperimentConfig) -> dict[str, Field]:
+    """Round 0 of clients whose features have `features` dimensions; see `federation.privacy.moments_of`."""
+    pairs, clip = config.defence.max_pairs, config.privacy.moments_clip
+    counted = Field((), torch.int64, 1, 1 if config.privacy.on else pairs)
+    if clip is not None:
+        norm = clip * (1 + 1e-6)  # rounding
+        return {
+            "pairs": counted,
+            "moments.count": Field((), torch.float64, 1, 1),
+            "moments.total": Field((features,), torch.float64, norm=norm),
+            "moments.squares": Field((features,), torch.float64, 0, norm=norm**2),
+        }
+    most = pairs * 2 * MAX_FEATURE
     return {
-        "pairs": Field((), torch.int64, 1, MAX_PAIRS),
-        "moments.count": Field((), torch.float64, 1, 2 * MAX_PAIRS),
+        "pairs": counted,
+        "moments.count": Field((), torch.float64, 1, 2 * pairs),
         "moments.total": Field((features,), torch.float64, -most, most),
         "moments.squares": Field((features,), torch.float64, 0, most * MAX_FEATURE),
     }
 
 
-def evaluate_fields(inferences: Sequence[str]) -> dict[str, Field]:
+def evaluate_fields(inferences: Sequence[str], config: ExperimentConfig) -> dict[str, Field]:
     """The accuracy of each inference on a user's held-out pairs, and how many these are."""
     return {
         "accuracy": Field((len(inferences),), torch.float64, 0, 1),
-        "pairs": Field((), torch.int64, 1, MAX_PAIRS),
+        "pairs": Field((), torch.int64, 1, config.defence.max_pairs),
     }
 
 
@@ -92,7 +114,7 @@ def as_moments(arrays: Mapping[str, Tensor]) -> list[Moments]:
     return [Moments(*row) for row in zip(*(arrays[f"moments.{name}"] for name in Moments._fields), strict=True)]
 
 
-def write_reply(reply: Reply, fields: Fields, bad: Mapping[int, str]) -> RecordDict:
+def write_reply(reply: Reply, fields: Fields, bad: Mapping[int, str], stamp: Stamp) -> RecordDict:
     """The records of a reply, without the rows `bad`; what is not declared is not sent.
 
     Raises:
@@ -104,24 +126,36 @@ def write_reply(reply: Reply, fields: Fields, bad: Mapping[int, str]) -> RecordD
     keep = [i for i in range(len(reply.users)) if i not in bad]
     refused = reply.refused | {reply.users[i]: why for i, why in bad.items()}
     arrays = write_arrays({k: v[keep] for k, v in reply.arrays.items()})
-    head: dict[str, int | list[str]] = {"protocol": PROTOCOL, "users": [reply.users[i] for i in keep]}
-    head |= {"refused": list(refused), "reasons": [w[:200] for w in refused.values()]}
+    head: dict[str, int | str | list[str]] = {"protocol": PROTOCOL, **stamp._asdict()}
+    head |= {
+        "users": [reply.users[i] for i in keep],
+        "refused": list(refused),
+        "reasons": [w[:200] for w in refused.values()],
+    }
     return RecordDict({_REPLY: ConfigRecord(head), _ARRAYS: arrays})
 
 
-def read_reply(content: RecordDict, fields: Fields, asked: Sequence[str] | None) -> Reply:
+def read_reply(content: RecordDict, fields: Fields, asked: Sequence[str] | None, stamp: Stamp) -> Reply:
     """A reply whose form is the declared one; its values are still to be checked (`problems`).
 
     Args:
-        asked: the users that may answer; None: any.
+        asked: the users that may answer; None: any, under pseudonyms.
+        stamp: what was asked for.
 
     Raises:
-        Refusal: records, names, shapes, dtypes, sizes or users that are not as declared.
+        Refusal: an answer to something else, or records, names, shapes, dtypes, sizes or users that are not as
+            declared.
     """
     head, arrays = _reply_records(content)
+    if head["training"] != stamp.training:
+        raise Refusal("computed for another training")
+    if head["round"] != stamp.round:
+        raise Refusal(f"computed for another round than {stamp.round + 1}")
     users, refused, reasons = (_texts(head, key) for key in ("users", "refused", "reasons"))
     if len(refused) != len(reasons) or len({*users, *refused}) != len(users) + len(refused):
         raise Refusal("users are named twice, or reasons do not fit")
+    if asked is None and not all(_PSEUDONYM.fullmatch(user) for user in (*users, *refused)):
+        raise Refusal("users under names that are no pseudonyms")
     if asked is not None and not {*users, *refused} <= set(asked):
         raise Refusal("users who were not asked")
     return Reply(users, read_arrays(arrays, fields, len(users)), dict(zip(refused, reasons, strict=True)))
@@ -170,7 +204,7 @@ def _reply_records(content: RecordDict) -> tuple[ConfigRecord, ArrayRecord]:
     head, arrays = content[_REPLY], content[_ARRAYS]
     if not isinstance(head, ConfigRecord) or not isinstance(arrays, ArrayRecord):
         raise Refusal("other records than declared")
-    if set(head) != {"protocol", "users", "refused", "reasons"} or head["protocol"] != PROTOCOL:
+    if set(head) != {"protocol", *Stamp._fields, "users", "refused", "reasons"} or head["protocol"] != PROTOCOL:
         raise Refusal("another protocol; use one version of fedvpa everywhere")
     return head, arrays
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from fedvpa.backbone.encode import Features
 from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
-from fedvpa.federation.moments import Moments, Standardizer, client_moments
+from fedvpa.federation.moments import Moments, Standardizer
+from fedvpa.federation.privacy import moments_of
 from fedvpa.federation.rounds import ClientData
 from fedvpa.methods.base import Method, Pool, Setup, torch_dtype
 from fedvpa.methods.registry import CLASSES
@@ -28,10 +29,10 @@ REFUSED = {
 
 
 def check_method(config: ExperimentConfig) -> None:
-    """Raises `UserError` where `method.name` does not train over a network, or with noise that is not added there."""
-    if config.privacy.on:
-        problem = "differential privacy is there in the vectorised engine only, not yet over a network"
-        raise UserError(problem, "leave the section out, or use `fedvpa train`", field="privacy")
+    """Raises `UserError` where `method.name` does not train over a network, or what is asked for is not there."""
+    if config.network.secure_aggregation:
+        problem = "SecAgg+ of Flower 1.41 works with its legacy strategies only, and masks with 32-bit seeds"
+        raise UserError(problem, "leave it false; docs/deploy.md says more", field="network.secure_aggregation")
     name = config.method.name
     reason = REFUSED.get(name) or ("it takes no rounds" if not hasattr(CLASSES[name], "client_update") else None)
     if reason is not None:
@@ -68,7 +69,7 @@ class Node:
 
     def moments(self) -> list[Moments]:
         """Per user the message of round 0."""
-        return [client_moments(self._raw(c.train.index).flatten(0, 1)) for c in self.clients]
+        return [moments_of(self._raw(c.train.index).flatten(0, 1), self.config) for c in self.clients]
 
     def method(self, kind: type, clients: int, clusters: int) -> Method:
         """The configured method, with the sizes that the server says."""

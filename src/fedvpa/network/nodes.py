@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedvpa.config import NetworkConfig
+from fedvpa.config import ExperimentConfig
 from fedvpa.federation import declared
 from fedvpa.federation.moments import Moments
 from fedvpa.network import messages
 from fedvpa.network.faults import Faults
-from fedvpa.network.messages import ENROLL, PROTOCOL, Refusal
+from fedvpa.network.messages import ENROLL, PROTOCOL, Refusal, Stamp
 from fedvpa.network.session import Session
 
 ATTEMPTS = 3
@@ -24,7 +25,7 @@ class Nodes:
 
     Args:
         grid: Flower's way to them.
-        limits: timeout of messages.
+        config: the experiment; both ends have the same.
         faults: where faults are noted; say: told what a person should know.
 
     Attributes:
@@ -32,8 +33,8 @@ class Nodes:
         enrolled: per user the number of its training pairs and its moments, as they came.
     """
 
-    def __init__(self, grid: Grid, limits: NetworkConfig, faults: Faults, say: Callable[[str], None]) -> None:
-        self.grid, self.limits, self.faults, self.say = grid, limits, faults, say
+    def __init__(self, grid: Grid, config: ExperimentConfig, faults: Faults, say: Callable[[str], None]) -> None:
+        self.grid, self.config, self.faults, self.say = grid, config, faults, say
         self.held: dict[int, tuple[str, ...]] = {}
         self.enrolled: dict[str, tuple[int, Moments]] = {}
         self._asked: dict[int, int] = {}
@@ -43,33 +44,39 @@ class Nodes:
         present = set(self.grid.get_node_ids())
         self.held = {node: users for node, users in self.held.items() if node in present}
         new = [n for n in sorted(present) if n not in self.held and self._asked.get(n, 0) < ATTEMPTS]
-        head = ConfigRecord({"protocol": PROTOCOL, "training": training, "round": round})
+        stamp = Stamp(training, round)
+        head = ConfigRecord({"protocol": PROTOCOL, **stamp._asdict()})
         for node in new:
             self._asked[node] = self._asked.get(node, 0) + 1
         asked = {node: RecordDict({"task": head}) for node in new}
         for node, content in self.exchange(ENROLL, asked, round).items():
             try:
-                self._register(node, round, content, session)
+                self._register(node, stamp, content, session)
             except Refusal as e:
                 self.faults.add(round, "rejected", f"enroll: {e}", node=node)
                 self.say(f"round {round + 1}: node {node} is left out: {e}")
 
-    def _register(self, node: int, round: int, content: RecordDict, session: Session | None) -> None:
-        fields = messages.enroll_fields(messages.reply_features(content))
+    def _register(self, node: int, stamp: Stamp, content: RecordDict, session: Session | None) -> None:
+        fields = messages.enroll_fields(messages.reply_features(content), self.config)
         if session is not None and fields["moments.total"].shape != (session.features,):
             raise Refusal("its features have another dimension; use one backbone everywhere")
-        reply = messages.read_reply(content, fields, None)
+        reply = messages.read_reply(content, fields, None, stamp)
         moments, bad = messages.as_moments(reply.arrays), declared.problems(reply.arrays, fields)
+        known = {} if session is None else dict(zip(session.users, session.pairs, strict=True))
         elsewhere = {u for users in self.held.values() for u in users}
         for i, user in enumerate(reply.users):
-            late = session is not None and user not in session.users
+            late = session is not None and user not in known
+            if reply.arrays["pairs"][i] > known.get(user, math.inf):
+                bad.setdefault(i, "more pairs than in round 0; only a new training can use them")
             kind = "rejected" if i in bad else "claimed" if user in elsewhere else "late" if late else None
             if kind is None:
                 self.enrolled[user] = (int(reply.arrays["pairs"][i]), moments[i])
             else:
-                self.faults.add(round, kind, bad.get(i, ""), (user,), node)
-        mine = [u for u in reply.users if u in self.enrolled and u not in elsewhere]
-        self.held[node] = tuple(mine)
+                self.faults.add(stamp.round, kind, bad.get(i, ""), (user,), node)
+        for user, why in reply.refused.items():
+            self.faults.add(stamp.round, "refused", why, (user,), node)
+        out = {reply.users[i] for i in bad} | elsewhere
+        self.held[node] = tuple(u for u in reply.users if u in self.enrolled and u not in out)
 
     def exchange(
         self, kind: str, contents: dict[int, RecordDict], round: int, users: Mapping[int, tuple[str, ...]] | None = None
@@ -81,7 +88,7 @@ class Nodes:
         """
         if not contents:
             return {}
-        timeout = self.limits.timeout
+        timeout = self.config.network.timeout
         sent = [Message(c, n, kind, ttl=timeout, group_id=str(round + 1)) for n, c in contents.items()]
         answers: dict[int, RecordDict] = {}
         failed: dict[int, str] = {}

@@ -19,9 +19,9 @@ from torch import Tensor
 from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
 from fedvpa.evaluation.experiment import clusters_of
-from fedvpa.federation import declared
+from fedvpa.federation import declared, privacy
 from fedvpa.federation.aggregate import concatenate
-from fedvpa.federation.moments import combine
+from fedvpa.federation.reception import without_outliers
 from fedvpa.federation.rounds import (
     Callback,
     ClientData,
@@ -32,7 +32,7 @@ from fedvpa.federation.rounds import (
     sample_clients,
     start,
 )
-from fedvpa.methods.base import Download, Method, Upload
+from fedvpa.methods.base import Download, Method, ServerState, Upload
 from fedvpa.network import messages
 from fedvpa.network.faults import Faults
 from fedvpa.network.messages import EVALUATE, TRAIN, Fields, Refusal, Reply
@@ -71,7 +71,7 @@ def connect(
     """
     check_method(config)
     limits, place = config.network, folder / FOLDER
-    nodes = Nodes(grid, limits, Faults(place), say)
+    nodes = Nodes(grid, config, Faults(place), say)
     session = Session.load(place)
     training, end = new_name() if session is None else session.training, time.monotonic() + limits.wait
     while True:
@@ -84,17 +84,17 @@ def connect(
             raise UserError(here, "start the other SuperNodes, or lower network.min_nodes", field="network.wait")
         time.sleep(POLL)
     if session is None:
-        session = _new_session(nodes, training)
+        session = _new_session(nodes, training, config)
         session.save(place)
         say(f"round 0: {len(session.users)} users at {len(nodes.held)} nodes")
     return Server(nodes, session, config, clusters_of(config, len(session.users), groups))
 
 
-def _new_session(nodes: Nodes, training: str) -> Session:
+def _new_session(nodes: Nodes, training: str, config: ExperimentConfig) -> Session:
     """Users in the order of their pseudonyms; their moments are added in that order, as in the other engines."""
     users = sorted(nodes.enrolled)
     pairs, moments = zip(*(nodes.enrolled[u] for u in users), strict=True)
-    return Session(training, tuple(users), pairs, combine(moments))
+    return Session(training, tuple(users), pairs, privacy.standardizer_of(moments, config))
 
 
 class Server:
@@ -122,8 +122,10 @@ class Server:
             data: not used: the data is at the nodes.
 
         Raises:
-            UserError: a round has too few sound uploads, however often it is asked again.
+            UserError: a round has too few sound uploads, however often it is asked again, or privacy is on and the
+                method sends what the account does not cover.
         """
+        privacy.check(method, config)
         state = replace(state or start(method, config, len(self.session.users)), private={})
         while state.server.round < config.federation.rounds:
             began = time.perf_counter()
@@ -133,15 +135,15 @@ class Server:
             if callback is not None:
                 seconds = time.perf_counter() - began
                 up = upload.bytes_per_client()
-                callback(RoundReport(state.server.round, mean_metrics(upload), up, down, seconds), state)
+                now = state.server.round
+                epsilon = privacy.epsilon_after(method, config, len(self.session.users), now)
+                callback(RoundReport(now, mean_metrics(upload), up, down, seconds, epsilon=epsilon), state)
         return state
 
     def _round(self, method: Method, state: TrainingState) -> Upload:
         """A round's sound uploads. Clients that have sent one are not asked again when too few have."""
         round, download = state.server.round, method.broadcast(state.server)
-        fields = declared.upload_fields(
-            download.theta, download.means.shape[-1], method.metric_names, self.config.defence
-        )
+        fields = declared.upload_fields(download.theta, download.means.shape[-1], method.metric_names, self.config)
         sound: list[Upload] = []
         for attempt in range(self.limits.retries + 1):
             if attempt:
@@ -151,9 +153,11 @@ class Server:
             done = {int(i) for upload in sound for i in upload.ids}
             missing = torch.tensor([i for i in ids.tolist() if i not in done], dtype=torch.int64)
             sound += self._ask(missing, download, fields)
-            have = sum(len(u.ids) for u in sound)
-            if have >= min(self.limits.min_clients, len(self.session.users)):
-                return concatenate(sound)
+            upload = self._without_outliers(state.server, sound)
+            sound = [] if upload is None else [upload]
+            have = 0 if upload is None else len(upload.ids)
+            if upload is not None and have >= self._least(round):
+                return upload
             self.say(f"round {round + 1}: {have} sound uploads; asking again")
         raise UserError(
             f"round {round + 1} has {have} sound uploads after {self.limits.retries + 1} attempts",
@@ -165,11 +169,24 @@ class Server:
         """Looks for nodes that came or went, for as long as `network.wait` where too few are left."""
         end = time.monotonic() + self.limits.wait
         self.nodes.enroll(self.session.training, round, self.session)
-        while int(self._available().sum()) < min(self.limits.min_clients, len(self.session.users)):
+        while int(self._available()[self._eligible(round)].sum()) < self._least(round):
             if time.monotonic() > end:
                 return
             time.sleep(POLL)
             self.nodes.enroll(self.session.training, round, self.session)
+
+    def _eligible(self, round: int) -> Tensor:
+        """The clients that may take part in a round. Nobody stands in for a sampled one where privacy is on.
+
+        The account counts on a client's chance of being sampled, which must not depend on who is away.
+        """
+        users = len(self.session.users)
+        every = sample_clients(self.config, users, round) if self.config.privacy.on else torch.arange(users)
+        return every[self.session.takes_part[every]]
+
+    def _least(self, round: int) -> int:
+        """Sound uploads that a round must have."""
+        return min(self.limits.min_clients, len(self._eligible(round)))
 
     def _available(self) -> Tensor:
         """(clients,) bool, whose node is there."""
@@ -180,30 +197,46 @@ class Server:
         """The round's clients among those that can be reached; those that would have been sampled are counted."""
         users, available = self.session.users, self._available()
         wanted = sample_clients(self.config, len(users), round)
-        away = tuple(users[i] for i in wanted[~available[wanted]].tolist())
+        missing = ~available[wanted] & self.session.takes_part[wanted]
+        away = tuple(users[i] for i in wanted[missing].tolist())
         if away:
             self.faults.add(round, "unreachable", users=away)
+        if self.config.privacy.on:
+            return wanted[available[wanted]]
         return sample_clients(self.config, len(users), round, available)
+
+    def _without_outliers(self, server: ServerState, sound: list[Upload]) -> Upload | None:
+        """The round's uploads so far, without those that `defence.update_outlier` and `posterior_outlier` reject."""
+        if not sound:
+            return None
+        rejected: dict[int, str] = {}
+        upload = without_outliers(server, concatenate(sound), self.config.defence, rejected)
+        for i, why in rejected.items():
+            user = self.session.users[i]
+            node = next((n for n, held in self.nodes.held.items() if user in held), None)
+            self._reject(server.round, node, (user,), why)
+        return upload
 
     def _ask(self, ids: Tensor, download: Download, fields: Fields) -> list[Upload]:
         """Sound uploads of the clients `ids`, one per node."""
         round, tasks = download.round, self._tasks(ids, download)
         contents = {node: write_task(task) for node, task in tasks.items()}
         about = {node: task.users for node, task in tasks.items()}
-        sound = []
+        announced, sound = torch.tensor(self.session.pairs), []
         for node, content in self.nodes.exchange(TRAIN, contents, round, about).items():
             task = tasks[node]
             reply = self._read(content, fields, task, node)
             if reply is None:
                 continue
-            bad = declared.upload_problems(reply.arrays, fields, download.theta, self.config.defence)
+            position = dict(zip(task.users, task.ids.tolist(), strict=True))
+            mine = torch.tensor([position[user] for user in reply.users], dtype=torch.int64)
+            said = announced[mine]
+            bad = declared.upload_problems(reply.arrays, fields, download.theta, self.config, said)
             for i, why in bad.items():
                 self._reject(round, node, (reply.users[i],), why)
             keep = [i for i in range(len(reply.users)) if i not in bad]
             if keep:
-                position = dict(zip(task.users, task.ids.tolist(), strict=True))
-                mine = torch.tensor([position[reply.users[i]] for i in keep])
-                sound.append(messages.as_upload({k: v[keep] for k, v in reply.arrays.items()}, mine))
+                sound.append(messages.as_upload({k: v[keep] for k, v in reply.arrays.items()}, mine[keep]))
         return sound
 
     def _tasks(self, ids: Tensor, download: Download) -> dict[int, Task]:
@@ -232,7 +265,7 @@ class Server:
         """A reply of the declared form; None (and a fault) where it is not. What a client held back is counted."""
         round = task.download.round
         try:
-            reply = messages.read_reply(content, fields, task.users)
+            reply = messages.read_reply(content, fields, task.users, task.stamp)
         except Refusal as e:
             self._reject(round, node, task.users, str(e))
             return None
@@ -240,19 +273,22 @@ class Server:
             self.faults.add(round, "refused", why, (user,), node)
         return reply
 
-    def _reject(self, round: int, node: int, users: tuple[str, ...], why: str) -> None:
+    def _reject(self, round: int, node: int | None, users: tuple[str, ...], why: str) -> None:
         self.faults.add(round, "rejected", why, users, node)
         self.say(f"round {round + 1}: rejected from node {node} ({', '.join(users)}): {why}")
 
     def evaluate(self, method: Method, state: TrainingState) -> dict[str, float]:
         """Per inference the accuracy on the users' own held-out pairs, a mean over users; empty: nobody answered.
 
-        This is the only evaluation where the server has no data.
+        This is the only evaluation where the server has no data. With privacy on nobody is asked: the account covers
+        no such figure.
         """
+        if self.config.privacy.on:
+            return {}
         session, round = self.session, state.server.round
         download = replace(method.broadcast(state.server), prior_active=False)
         inferences = inferences_of(method)
-        fields = messages.evaluate_fields(inferences)
+        fields = messages.evaluate_fields(inferences, self.config)
         tasks = self._tasks(torch.arange(len(session.users)), download)
         contents = {node: write_evaluation(task, state.server) for node, task in tasks.items()}
         about = {node: task.users for node, task in tasks.items()}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from fedvpa.errors import UserError
 from fedvpa.evaluation.result_files import write_bytes, write_text
@@ -17,7 +19,13 @@ from fedvpa.federation.moments import Standardizer
 FOLDER = "network"
 """In a run folder: the session, and what happened (`Faults`)."""
 
-_VALUES, _TENSORS = "session.json", "session.safetensors"
+PRIVATE = "private"
+"""In it, in a simulation: the nodes' state folders."""
+
+_FORGOTTEN = "forgotten-"
+"""Begins the name that stays in the place of a forgotten user; no pseudonym begins with it."""
+
+SESSION, _TENSORS = "session.json", "session.safetensors"
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,17 @@ class Session:
     standardizer: Standardizer
 
     @property
+    def takes_part(self) -> Tensor:
+        """(users,) bool, False for the forgotten."""
+        return torch.tensor([not user.startswith(_FORGOTTEN) for user in self.users])
+
+    def without(self, position: int) -> Session:
+        """The session without the user at a position: the place stays, nobody can fill it again."""
+        users, pairs = list(self.users), list(self.pairs)
+        users[position], pairs[position] = f"{_FORGOTTEN}{position}", 0
+        return replace(self, users=tuple(users), pairs=tuple(pairs))
+
+    @property
     def features(self) -> int:
         return len(self.standardizer.mean)
 
@@ -45,7 +64,7 @@ class Session:
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / _TENSORS, safetensors.torch.save(self.standardizer._asdict()))
         values = {"training": self.training, "users": self.users, "pairs": self.pairs}
-        write_text(folder / _VALUES, json.dumps(values) + "\n")
+        write_text(folder / SESSION, json.dumps(values) + "\n")
 
     @staticmethod
     def load(folder: Path) -> Session | None:
@@ -54,15 +73,15 @@ class Session:
         Raises:
             UserError: a damaged one.
         """
-        if not (folder / _VALUES).is_file():
+        if not (folder / SESSION).is_file():
             return None
         try:
-            values = json.loads((folder / _VALUES).read_text(encoding="utf-8"))
+            values = json.loads((folder / SESSION).read_text(encoding="utf-8"))
             named = safetensors.torch.load_file(folder / _TENSORS)
             standardizer = Standardizer(named["mean"], named["scale"])
             return Session(str(values["training"]), tuple(values["users"]), tuple(values["pairs"]), standardizer)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-            raise UserError("is damaged", "start in another run folder", file=folder / _VALUES) from None
+            raise UserError("is damaged", "start in another run folder", file=folder / SESSION) from None
 
 
 def new_name() -> str:

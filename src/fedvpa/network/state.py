@@ -6,6 +6,9 @@ back to its last checkpoint, so a client has to go back with it: it keeps the st
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
 from pathlib import Path
 
 import safetensors.torch
@@ -13,6 +16,11 @@ from safetensors import SafetensorError, safe_open
 
 from fedvpa.evaluation.result_files import write_bytes
 from fedvpa.methods.base import Private
+from fedvpa.preferences.seeding import derive_seed
+
+_PATTERN = "round-[0-9]*.safetensors"
+SECRET = "secret"
+"""In a node's state folder: random bytes that its noise derives from."""
 
 
 class PrivateStore:
@@ -70,7 +78,7 @@ class PrivateStore:
         return {"training": self.training}
 
     def _files(self, user: str) -> list[Path]:
-        return sorted((self.folder / user).glob("round-[0-9]*.safetensors"))
+        return sorted((self.folder / user).glob(_PATTERN))
 
     def _mine(self, path: Path) -> bool:
         try:
@@ -86,6 +94,36 @@ class PrivateStore:
             return safetensors.torch.load_file(path)
         except (OSError, SafetensorError):
             return None
+
+
+def is_state_folder(folder: Path) -> bool:
+    """Whether a folder is a node's ``state-dir`` that holds somebody's state."""
+    return any(folder.glob(f"*/{_PATTERN}"))
+
+
+def forget_user(folder: Path, user: str) -> Path | None:
+    """Deletes the private state of a user (by pseudonym) from a ``state-dir``; None where there is none."""
+    mine = folder / user
+    if not mine.is_dir():
+        return None
+    shutil.rmtree(mine)
+    return mine
+
+
+def node_secret(folder: str | Path, training: str) -> int:
+    """What a node's own noise in a training derives from, with `privacy.secret_noise`.
+
+    It is drawn once and kept: a round whose answer was lost is asked for again, and then has to be answered with the
+    same noise, since two answers with different noise would tell more than is accounted for.
+    """
+    path = Path(folder) / SECRET
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not path.is_file():
+        new = path.with_name(f"{SECRET}-{os.getpid()}")
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
+            f.write(secrets.token_hex(16))
+        new.rename(path)
+    return derive_seed(path.read_text(encoding="ascii"), training)
 
 
 def _round(path: Path) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedvpa.federation.moments import Standardizer
 from fedvpa.methods.base import Download, Method, ServerState
 from fedvpa.methods.components import Own
-from fedvpa.network.messages import PROTOCOL, Field, Refusal, read_arrays, write_arrays
+from fedvpa.network.messages import PROTOCOL, Field, Refusal, Stamp, read_arrays, write_arrays
 
 _TASK, _ARRAYS, _CLUSTERS = "task", "arrays", "clusters"
 _PER_CLIENT = ("means", "variances", "counts")
@@ -43,6 +43,11 @@ class Task:
     ids: Tensor
     download: Download
     standardizer: Standardizer
+
+    @property
+    def stamp(self) -> Stamp:
+        """What an answer to this task carries."""
+        return Stamp(self.training, self.download.round)
 
 
 def write_task(task: Task) -> RecordDict:

@@ -7,6 +7,7 @@ The seed decides which pairs are drawn where a user has more than `data.pairs_pe
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -120,6 +121,11 @@ def federate(
 def pseudonym(user: str) -> str:
     """16 hex digits of a user's name (SHA-256). Whoever can guess a name can compute it."""
     return _rank(user)[:16]
+
+
+def is_pseudonym(name: str) -> bool:
+    """Whether a name has the form of `pseudonym`."""
+    return re.fullmatch("[0-9a-f]{16}", name) is not None
 
 
 def _labels(rows: Iterable[PreferenceRow], counts: Counter[str]) -> dict[str, dict[Pair, int]]:
