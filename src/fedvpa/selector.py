@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,7 +32,8 @@ from fedvpa.federation.moments import Standardizer
 from fedvpa.methods.base import Context, Method, Pool, Predictor, ServerState, Setup
 from fedvpa.methods.registry import create
 from fedvpa.preferences.jsonl import preference_of
-from fedvpa.preferences.schema import Pair, as_prompt
+from fedvpa.preferences.schema import Pair, Prompt, as_prompt
+from fedvpa.rewards import EMPTY, RewardFunction, log_odds
 from fedvpa.user import User, as_user, latent_of
 
 FORMAT = 1
@@ -165,6 +166,11 @@ class Selector(
         Raises:
             UserError: the user was inferred with another model.
         """
+        users = latent_of(self._known(user), self.dtype)
+        return self._predictor(pairs).predict(users, torch.arange(len(pairs)).unsqueeze(0))[0]
+
+    def _known(self, user: User | None) -> User:
+        """The user, or an unknown one; refused if inferred with another model."""
         user = self.infer_pairs([]) if user is None else user
         if user.model_hash != self.info.model_hash:
             raise UserError(
@@ -172,8 +178,7 @@ class Selector(
                 "infer the user again (`fedvpa personalize`)",
                 field="model_hash",
             )
-        predictor = self._predictor(pairs)
-        return predictor.predict(latent_of(user, self.dtype), torch.arange(len(pairs)).unsqueeze(0))[0]
+        return user
 
     def rank(
         self,
@@ -192,6 +197,44 @@ class Selector(
         scores = total / (n - 1) if n > 1 else total + 0.5
         order = scores.argsort(descending=True, stable=True).tolist()
         return [(responses[i], float(scores[i])) for i in order]
+
+    def rewards(self, prompts: Sequence[Prompt], responses: Sequence[str], user: User | None = None) -> Tensor:
+        """The user's reward for each response, which needs no other response to compare it with (method.md, section 8).
+
+        It is the log-odds that the user prefers the response to one whose features are the training clients' mean: as
+        s is a difference of two responses' utilities, the reward of `a` minus that of `b` is s(x, a, b; z). A user who
+        is several latents with weights (particles) has the weighted mean of their rewards.
+
+        Args:
+            prompts, responses: n each; no response may be empty.
+
+        Returns:
+            (n,), in nats.
+
+        Raises:
+            UserError: the user was inferred with another model, or the selector uses choice logits, which belong to
+                two responses and not to one.
+        """
+        user = self._known(user)
+        if self.info.config.backbone.choice_logits:
+            raise UserError(
+                "the selector uses choice logits, which a single response does not have",
+                "use `Selector.rank`, or train with backbone.choice_logits=false",
+                field="backbone.choice_logits",
+            )
+        if not responses:
+            return torch.zeros(0, dtype=self.dtype)
+        x = self.parameters.standardizer(self.backbone.encode_texts(prompts, responses)).to(self.dtype)
+        return log_odds(self.predictor, x, latent_of(user, self.dtype))
+
+    def reward_function(self, user: User | None = None, empty_reward: float = EMPTY) -> RewardFunction:
+        """A reward function for TRL's trainers (``reward_funcs=selector.reward_function(user)``), see `RewardFunction`.
+
+        Raises:
+            UserError: as in `rewards`.
+        """
+        user = self._known(user)
+        return RewardFunction(partial(self.rewards, user=user), empty_reward)
 
     def inference_for(self, pairs: int) -> str:
         """The default inference for a context of that many pairs: that of the nearest size, the smaller of two."""
