@@ -166,8 +166,17 @@ class Selector(
         Raises:
             UserError: the user was inferred with another model.
         """
-        users = latent_of(self._known(user), self.dtype)
-        return self._predictor(pairs).predict(users, torch.arange(len(pairs)).unsqueeze(0))[0]
+        return self.preferences(pairs, [self._known(user)])[0]
+
+    def preferences(self, pairs: Sequence[Pair], users: Sequence[User]) -> Tensor:
+        """p(a > b) of many pairs under many users, (users, pairs); the features are computed once.
+
+        Raises:
+            UserError: a user was inferred with another model.
+        """
+        latents = [latent_of(self._known(user), self.dtype) for user in users]
+        predictor, index = self._predictor(pairs), torch.arange(len(pairs)).unsqueeze(0)
+        return torch.stack([predictor.predict(z, index)[0] for z in latents])
 
     def _known(self, user: User | None) -> User:
         """The user, or an unknown one; refused if inferred with another model."""
@@ -235,6 +244,36 @@ class Selector(
         """
         user = self._known(user)
         return RewardFunction(partial(self.rewards, user=user), empty_reward)
+
+    @property
+    def centres(self) -> Tensor:
+        """(M, d) the prototypes in use, or the clusters' centroids of a model without prototypes; none without z."""
+        if not self.method.latent:
+            return torch.zeros(0, 0, dtype=self.dtype)
+        p = self.parameters
+        return p.theta.get("prototypes", p.centroids)[: int((p.shares > 0).sum())]
+
+    def blend(self, weights: Mapping[int, float]) -> User:
+        """A user at a point between prototypes: the weighted mean of some of `centres`; one of them alone is itself.
+
+        Raises:
+            UserError: no such prototype, or weights that are negative or do not sum to 1.
+        """
+        centres = self.centres.double()
+        for k in weights:
+            if not 0 <= k < len(centres):
+                choices = f"choose from 0 to {len(centres) - 1}" if len(centres) else "use a selector with a latent"
+                raise UserError(f"no prototype {k}", choices, field="prototype")
+        if min(weights.values(), default=-1.0) < 0 or abs(sum(weights.values()) - 1) > 1e-3:
+            raise UserError("weights must not be negative, and sum to 1", "write 0:0.3,1:0.7", field="blend")
+        mean, log_var = (
+            sum((w * rows[k] for k, w in weights.items()), torch.zeros(centres.shape[-1], dtype=torch.float64))
+            for rows in (centres, self.parameters.spread.double().log())
+        )
+        name = "+".join(f"{w:g}*prototype {k}" for k, w in weights.items()) if len(weights) > 1 else "prototype"
+        return User(
+            mean=mean.tolist(), log_var=log_var.tolist(), pairs=0, model_hash=self.info.model_hash, inference=name
+        )
 
     def inference_for(self, pairs: int) -> str:
         """The default inference for a context of that many pairs: that of the nearest size, the smaller of two."""

@@ -69,32 +69,37 @@ def sample(
 
     Args:
         lm: a causal LM of transformers, with or without PEFT around it.
-        prompts: token ids, which may begin with virtual tokens.
+        prompts: token ids, which may begin with virtual tokens; equal ones are read once.
         uniforms: (prompts, longest response) the random numbers; their second size bounds the responses.
         end: ids that end a response; pad: id with which shorter prompts are filled up on the left.
         on_tokens: is told how many tokens were added.
     """
-    device, longest = lm.device, max(map(len, prompts))
-    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    device, unique = lm.device, {tuple(p): i for i, p in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    longest = max(map(len, unique))
+    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in unique], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in unique], device=device)
     position = (mask.cumsum(-1) - 1).clamp(min=0)
-    uniforms = uniforms.to(device)
-    alive = torch.arange(len(prompts), device=device)  # rows of the batch, as numbers of prompts
-    done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    stops = torch.tensor(sorted(end), device=device)
+    uniforms, stops = uniforms.to(device), torch.tensor(sorted(end), device=device)
     found: list[list[int]] = [[] for _ in prompts]
     capped = [True] * len(prompts)
-    cache, embedding = DynamicCache(), lm.get_input_embeddings()
+    alive = torch.arange(len(prompts), device=device)  # rows of the batch, as numbers of prompts
+    done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    cache = DynamicCache()
+
+    def keep(rows: Tensor) -> None:
+        cache.batch_select_indices(rows)
+        if isinstance(embedding := lm.get_input_embeddings(), ConditionedEmbedding):
+            embedding.select(cache, rows)
+
     for step in range(uniforms.shape[1]):
-        out = lm(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        token = next_tokens(out.logits[:, -1], uniforms[alive, step], how)
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
+        logits = lm(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        if step == 0:  # equal prompts are read once
+            rows = torch.tensor([unique[tuple(p)] for p in prompts], device=device)
+            if len(unique) < len(prompts):
+                keep(rows)
+            logits, mask, position = logits[rows], mask[rows], position[rows]
+        token = next_tokens(logits, uniforms[alive, step], how)
         ended = torch.isin(token, stops)
         for row, (number, value, stop, over) in enumerate(
             zip(alive.tolist(), token.tolist(), ended.tolist(), done.tolist(), strict=True)
@@ -111,7 +116,5 @@ def sample(
         if done.float().mean() >= _COMPACT:
             rows = (~done).nonzero().flatten()
             ids, position, mask, alive, done = ids[rows], position[rows], mask[rows], alive[rows], done[rows]
-            cache.batch_select_indices(rows)
-            if isinstance(embedding, ConditionedEmbedding):
-                embedding.select(cache, rows)
+            keep(rows)
     return [Sampled(f, c) for f, c in zip(found, capped, strict=True)]
