@@ -238,6 +238,17 @@ def test_a_reward_model_judges_by_its_scores() -> None:
     assert verdicts == [Verdict.FIRST, Verdict.SECOND, Verdict.TIE]
 
 
+def test_an_empty_answer_is_worse_than_any_other() -> None:
+    def score(prompts: Sequence[Prompt], responses: Sequence[str]) -> torch.Tensor:
+        assert all(responses)
+        assert [p[0].content for p in prompts] == ["question 0", "question 1"]
+        return torch.full((len(responses),), -1e9)
+
+    judge = RewardModelJudge(score, name="m", trained_on={"a"}, aligned_on={"b"})
+    verdicts = judge.judge(prompts(3), ["bad", " ", ""], ["", "bad", ""])
+    assert verdicts == [Verdict.FIRST, Verdict.SECOND, Verdict.TIE]
+
+
 def test_a_reward_model_with_the_selectors_data_is_refused() -> None:
     with pytest.raises(UserError, match=r"trained_on: judge 'm' shares 1 training prompts .* such as 'b'"):
         RewardModelJudge(by_length, name="m", trained_on={"a", "b"}, aligned_on={"b", "c"})

@@ -10,6 +10,7 @@ LLM above all) may favour the first answer, or the longer one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -189,7 +190,7 @@ class RewardModelJudge:
     """A reward model that was trained on other prompts than the selector that aligned the policy.
 
     A policy is bound to please the selector that it learnt from. Prompts count, not pairs: two models that saw other
-    answers to the same prompts are not independent.
+    answers to the same prompts are not independent. An empty answer, which has no reward, is worse than any other.
 
     Args:
         score: rewards (n,) of n responses to n prompts, such as ``partial(selector.rewards, user=user)``.
@@ -224,12 +225,15 @@ class RewardModelJudge:
         return self._name
 
     def judge(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> list[Verdict]:
-        n = len(prompts)
-        scores = self._score([*prompts, *prompts], [*first, *second])
-        if scores.shape != (2 * n,) or not scores.isfinite().all():
-            problem = f"judge {self.name!r} did not give a finite score to each of {2 * n} answers"
+        n, texts = len(prompts), [*first, *second]
+        written = [i for i, text in enumerate(texts) if text.strip()]
+        scores = self._score([prompts[i % n] for i in written], [texts[i] for i in written])
+        if scores.shape != (len(written),) or not scores.isfinite().all():
+            problem = f"judge {self.name!r} did not give a finite score to each of {len(written)} answers"
             raise UserError(problem, "use another model", field="judge")
-        values = scores.tolist()
+        values = [-math.inf] * (2 * n)
+        for i, value in zip(written, scores.tolist(), strict=True):
+            values[i] = value
         return [Verdict.of(a, b) for a, b in zip(values[:n], values[n:], strict=True)]
 
 
