@@ -166,7 +166,7 @@ class Selector(
         Raises:
             UserError: the user was inferred with another model.
         """
-        return self.preferences(pairs, [self._known(user)])[0]
+        return self.preferences(pairs, [self.known(user)])[0]
 
     def preferences(self, pairs: Sequence[Pair], users: Sequence[User]) -> Tensor:
         """p(a > b) of many pairs under many users, (users, pairs); the features are computed once.
@@ -174,11 +174,11 @@ class Selector(
         Raises:
             UserError: a user was inferred with another model.
         """
-        latents = [latent_of(self._known(user), self.dtype) for user in users]
+        latents = [latent_of(self.known(user), self.dtype) for user in users]
         predictor, index = self._predictor(pairs), torch.arange(len(pairs)).unsqueeze(0)
         return torch.stack([predictor.predict(z, index)[0] for z in latents])
 
-    def _known(self, user: User | None) -> User:
+    def known(self, user: User | None) -> User:
         """The user, or an unknown one; refused if inferred with another model."""
         user = self.infer_pairs([]) if user is None else user
         if user.model_hash != self.info.model_hash:
@@ -224,7 +224,7 @@ class Selector(
             UserError: the user was inferred with another model, or the selector uses choice logits, which belong to
                 two responses and not to one.
         """
-        user = self._known(user)
+        user = self.known(user)
         if self.info.config.backbone.choice_logits:
             raise UserError(
                 "the selector uses choice logits, which a single response does not have",
@@ -242,7 +242,7 @@ class Selector(
         Raises:
             UserError: as in `rewards`.
         """
-        user = self._known(user)
+        user = self.known(user)
         return RewardFunction(partial(self.rewards, user=user), empty_reward)
 
     @property

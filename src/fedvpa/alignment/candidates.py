@@ -76,7 +76,7 @@ def respond(
             responses = _read(path, len(batch))
             fresh = responses is None
             if responses is None:
-                u = torch.stack([_uniforms(writing, r) for r in mine])
+                u = torch.stack([uniforms(writing.seed, writing.longest, r) for r in mine])
                 z = None if mine[0].latent is None else torch.tensor([r.latent for r in mine])
                 responses = model.write([encoded[i] for i in batch], z, u, writing.how, progress.count)
                 rows = [json.dumps(r._asdict(), ensure_ascii=False) + "\n" for r in responses]
@@ -109,9 +109,10 @@ def _key(model: LanguageModel, requests: Sequence[Request], writing: Writing) ->
     return digest(_FORMAT, model.identity, writing.seed, list(writing.how), writing.longest, wanted)
 
 
-def _uniforms(writing: Writing, request: Request) -> Tensor:
+def uniforms(seed: int, longest: int, request: Request) -> Tensor:
+    """(longest) the random numbers of a response; the beginning is the same however long it may get."""
     prompt = digest([list(m) for m in request.prompt])
-    return torch.rand(writing.longest, generator=generator(writing.seed, "response", prompt, request.number))
+    return torch.rand(longest, generator=generator(seed, "response", prompt, request.number), dtype=torch.float64)
 
 
 def _read(path: Path, expected: int) -> list[Response] | None:
