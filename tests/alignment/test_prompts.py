@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,27 +40,27 @@ def data() -> FederatedPreferences:
 
 def test_no_client_holds_them(data: FederatedPreferences, model: LanguageModel) -> None:
     assert len(held_keys(data)) == 5
-    found = public_prompts(PromptsConfig(training=9, judging=5), 0, data, model)
+    found = public_prompts(PromptsConfig(training=9, judging=5), 0, [data], model)
     keys = [prompt_key(p) for p in (*found.training, *found.judging)]
     assert len(set(keys)) == 14
     assert not set(keys) & held_keys(data)
     assert (len(found.training), len(found.judging)) == (9, 5)
-    assert found == public_prompts(PromptsConfig(training=9, judging=5), 0, data, model)
-    assert found.judging == public_prompts(PromptsConfig(training=2, judging=5), 0, data, model).judging
-    assert found.judging != public_prompts(PromptsConfig(training=9, judging=5), 1, data, model).judging
+    assert found == public_prompts(PromptsConfig(training=9, judging=5), 0, [data], model)
+    assert found.judging == public_prompts(PromptsConfig(training=2, judging=5), 0, [data], model).judging
+    assert found.judging != public_prompts(PromptsConfig(training=9, judging=5), 1, [data], model).judging
 
 
 def test_too_few(data: FederatedPreferences, model: LanguageModel) -> None:
     with pytest.raises(UserError, match=r"15 prompts are wanted; .* 19, of which no client holds 14"):
-        public_prompts(PromptsConfig(training=10, judging=5), 0, data, model)
+        public_prompts(PromptsConfig(training=10, judging=5), 0, [data], model)
 
 
 def test_from_a_file_and_short(data: FederatedPreferences, model: LanguageModel, tmp_path: Path) -> None:
     rows = [{"prompt": "Question number 2?"}, {"prompt": "x" * 100}, {"prompt": [{"role": "user", "content": "Hi"}]}]
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, {"prompt": "Bye"}]))
-    found = public_prompts(PromptsConfig(path=str(path), training=1, judging=1, max_tokens=60), 0, data, model)
+    found = public_prompts(PromptsConfig(path=str(path), training=1, judging=1, max_tokens=60), 0, [data], model)
     assert {p[0].content for p in (*found.training, *found.judging)} == {"Hi", "Bye"}
     path.write_text('{"question": "Hi"}\n')
     with pytest.raises(UserError, match=r"prompts.jsonl:1: prompt: missing column"):
-        public_prompts(PromptsConfig(path=str(path)), 0, replace(data, switching=()), model)
+        public_prompts(PromptsConfig(path=str(path)), 0, [data], model)

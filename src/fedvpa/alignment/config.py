@@ -9,6 +9,7 @@ from typing import Literal
 import yaml
 from pydantic import Field, model_validator
 
+from fedvpa.alignment.sampling import Sampling
 from fedvpa.config import Section, merged, read_overrides, read_sections, validated
 
 
@@ -98,6 +99,7 @@ class JudgingConfig(Section):
     blend: tuple[float, ...] = Field(
         (0.0, 0.25, 0.5, 0.75, 1.0), description="Points between opposite prototypes that are judged; empty: none."
     )
+    blend_prompts: int = Field(60, ge=1, description="Prompts on which blends are judged.")
     bootstrap: int = Field(2000, ge=100, description="Bootstrap resamples for intervals.")
 
 
@@ -112,6 +114,11 @@ class AlignmentConfig(Section):
     labels: LabelsConfig = LabelsConfig()
     training: TrainingConfig = TrainingConfig()
     judging: JudgingConfig = JudgingConfig()
+
+    @property
+    def sampling(self) -> Sampling:
+        c = self.candidates
+        return Sampling(c.temperature, c.top_k, c.top_p)
 
     @model_validator(mode="after")
     def _consistent(self) -> AlignmentConfig:

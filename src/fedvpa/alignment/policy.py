@@ -140,7 +140,7 @@ class PersonalizedPolicy:
     @contextlib.contextmanager
     def writer(self, base: bool = False) -> Iterator[LanguageModel]:
         """The model that writes: the policy, or (``base``) the language model as it was before."""
-        if base:
+        if base and isinstance(self.model.lm, PeftModel):
             with self.model.lm.disable_adapter():
                 yield replace(self.model, identity=self.info.base_identity)
         else:
@@ -179,6 +179,32 @@ class PersonalizedPolicy:
         lm = PeftModel.from_pretrained(model.lm, folder, autocast_adapter_dtype=False).eval()
         identity = f"{info.base_identity} {info.conditioned} {info.adapter_hash}"
         return cls(replace(model, lm=lm, identity=identity), selector, info)
+
+    @classmethod
+    def untrained(cls, run: str | Path, *, device: Device = "auto", max_new_tokens: int = 96) -> PersonalizedPolicy:
+        """The selector of a run with its own backbone, as it is, to write: ``best_of`` alone makes it personal.
+
+        Raises:
+            UserError: no such run, or a missing model.
+        """
+        selector = Selector.from_pretrained(run)
+        backbone = selector.info.config.backbone
+        base = PolicyConfig(model=backbone.model, revision=backbone.revision, dtype=backbone.dtype, device=device)
+        model = LanguageModel.load(base, cache_dir(selector.info.config))
+        how = Sampling()
+        info = PolicyInfo(
+            format=FORMAT,
+            version=fedvpa.__version__,
+            base=base,
+            base_identity=model.identity,
+            conditioned=None,
+            temperature=how.temperature,
+            top_k=how.top_k,
+            top_p=how.top_p,
+            max_new_tokens=max_new_tokens,
+            adapter_hash="",
+        )
+        return cls(model, selector, info)
 
 
 def save_policy(

@@ -30,20 +30,23 @@ def held_keys(data: FederatedPreferences) -> frozenset[str]:
     return frozenset(prompt_key(data.pairs[i].prompt) for i in rows)
 
 
-def public_prompts(config: PromptsConfig, seed: int, data: FederatedPreferences, model: LanguageModel) -> Prompts:
+def public_prompts(
+    config: PromptsConfig, seed: int, data: Sequence[FederatedPreferences], model: LanguageModel
+) -> Prompts:
     """Draws the prompts; those to judge on are drawn first, so that their number alone decides which they are.
 
     Args:
-        data: of the selector's run; model: its tokenizer measures the prompts.
+        data: of the selector's run, whose prompts these are, and of others whose clients' prompts are avoided.
+        model: its tokenizer measures the prompts.
 
     Raises:
         UserError: too few prompts that no client holds, or an unreadable ``prompts.path``.
     """
     if config.path is None:
-        found: Iterable[Prompt] = (pair.prompt for pair in data.pairs)
+        found: Iterable[Prompt] = (pair.prompt for pair in data[0].pairs)
     else:
         found = read_rows(config.path, prompt_of)
-    held = held_keys(data)
+    held = frozenset[str]().union(*map(held_keys, data))
     unique: dict[str, Prompt] = {}
     for prompt in found:
         unique.setdefault(prompt_key(prompt), prompt)
