@@ -53,7 +53,7 @@ class CandidatesConfig(Section):
     temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
     top_k: int = Field(50, ge=0, description="Sample from this many likeliest tokens; 0: from all.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens of this total probability.")
-    batch: int = Field(64, ge=1, description="Responses that are generated together.")
+    batch: int = Field(128, ge=1, description="Responses that are generated together.")
 
 
 class LabelsConfig(Section):

@@ -28,6 +28,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from fedvpa.alignment.conditioning import PROJECTION
 from fedvpa.alignment.config import TrainingConfig
+from fedvpa.alignment.head import cpu_head
 from fedvpa.alignment.labelling import Preference
 from fedvpa.alignment.language import LanguageModel, digest
 from fedvpa.backbone.tokens import Renderer
@@ -36,6 +37,12 @@ from fedvpa.preferences.seeding import generator
 
 LINES = 10
 _CHECKPOINT = ("trainer_state.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+
+_LOGGED = (
+    *("step", "epoch", "loss", "learning_rate", "grad_norm"),
+    *(f"rewards/{which}" for which in ("chosen", "rejected", "margins", "accuracies")),
+    *("logps/chosen", "logps/rejected"),
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ def train(
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
     return Trained(
         model=trainer.model.eval(),
-        history=[r for r in trainer.state.log_history if "loss" in r],
+        history=[{k: r[k] for k in _LOGGED if k in r} for r in trainer.state.log_history if "loss" in r],
         steps=trainer.state.global_step,
         step_seconds=progress.step_seconds,
         reference_seconds=reference,
@@ -163,15 +170,16 @@ def _trainer(
         target_modules="all-linear",
         modules_to_save=None if model.embedding is None else [PROJECTION],
     )
-    trainer = DPOTrainer(
-        model=model.lm,
-        args=arguments,
-        train_dataset=data,
-        processing_class=model.tokenizer,
-        data_collator=OpenEndCollator(pad_token_id=model.tokenizer.pad_token_id),
-        peft_config=adapter,
-        callbacks=[progress],
-    )
+    with cpu_head(model.lm):
+        trainer = DPOTrainer(
+            model=model.lm,
+            args=arguments,
+            train_dataset=data,
+            processing_class=model.tokenizer,
+            data_collator=OpenEndCollator(pad_token_id=model.tokenizer.pad_token_id),
+            peft_config=adapter,
+            callbacks=[progress],
+        )
     trainer.remove_callback(PrinterCallback)
     return trainer
 

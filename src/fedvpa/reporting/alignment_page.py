@@ -37,9 +37,9 @@ def caption(result: Result) -> str:
     """What the table's numbers are."""
     cell = result["switching"][0]
     return (
-        f"Win rate against the base model's response on each column's criterion, with its 95 % interval. Ties count half; "
-        f"every comparison is judged in both orders; no part of training saw the {cell['prompts']} prompts. The base "
-        f"model writes {cell['baseline_words']:.0f} words on average."
+        "Win rate against the base model's response on each column's criterion, with its 95 % interval; "
+        f"{cell['prompts']} prompts that no part of training saw. Ties count half, every comparison is judged in both "
+        f"orders. The base model writes {cell['baseline_words']:.0f} words on average."
     )
 
 
