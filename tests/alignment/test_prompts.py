@@ -64,3 +64,16 @@ def test_from_a_file_and_short(data: FederatedPreferences, model: LanguageModel,
     path.write_text('{"question": "Hi"}\n')
     with pytest.raises(UserError, match=r"prompts.jsonl:1: prompt: missing column"):
         public_prompts(PromptsConfig(path=str(path)), 0, [data], model)
+
+
+def test_from_subsets_of_hh_rlhf(data: FederatedPreferences, model: LanguageModel, tmp_path: Path) -> None:
+    """Other subsets' prompts join the run's own, unless a client holds them."""
+    (tmp_path / "helpful-online").mkdir()
+    for split, texts in (("train", ("Question number 2?", "New one?")), ("test", ("Another?",))):
+        rows = [{k: f"\n\nHuman: {t}\n\nAssistant: {k}" for k in ("chosen", "rejected")} for t in texts]
+        (tmp_path / "helpful-online" / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    config = PromptsConfig(subsets=("helpful-online",), training=15, judging=1)
+    found = public_prompts(config, 0, [data], model, str(tmp_path))
+    texts = {p[0].content for p in (*found.training, *found.judging)}
+    assert {"New one?", "Another?"} < texts
+    assert "Question number 2?" not in texts

@@ -38,6 +38,9 @@ class PromptsConfig(Section):
     path: str | None = Field(
         None, description="JSON Lines with `prompt`; empty: prompts of the run's data that no client holds."
     )
+    subsets: tuple[str, ...] = Field(
+        (), description="For a run on HH-RLHF: take prompts from these subsets of it, such as helpful-online, as well."
+    )
     training: int = Field(250, ge=1, description="Prompts to train on.")
     judging: int = Field(150, ge=1, description="Other prompts, to judge on.")
     max_tokens: int = Field(

@@ -172,7 +172,8 @@ class _Alignment:
         if not path.is_file():
             others = [s.info.config for name, s in self.selectors.items() if name != POLICY]
             held = [load_preferences(c) for c in others if not _same_clients(c, self.selectors[POLICY].info.config)]
-            found = public_prompts(self.config.prompts, self.config.seed, [data, *held], base)
+            own = self.selectors[POLICY].info.config.data
+            found = public_prompts(self.config.prompts, self.config.seed, [data, *held], base, own.path)
             tree = {k: [[m._asdict() for m in p] for p in v] for k, v in found._asdict().items()}
             write_text(path, json.dumps(tree, ensure_ascii=False, indent=1) + "\n")
         tree = json.loads(path.read_text(encoding="utf-8"))
@@ -274,7 +275,7 @@ class _Alignment:
             "model": {"name": c.policy.model, "dtype": c.policy.dtype, "fingerprint": found.fingerprint},
             "data": {
                 "name": own.config.data.name,
-                "source": c.prompts.path or own.config.data.name,
+                "source": c.prompts.path or " and ".join([own.config.data.name, *c.prompts.subsets]),
                 "training_prompts": c.prompts.training,
                 "judging_prompts": c.prompts.judging,
                 "candidates": c.candidates.number,
