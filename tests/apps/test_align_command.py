@@ -92,6 +92,7 @@ def test_what_it_leaves(aligned: Path) -> None:
     assert result["baseline"]["labels"]["conflict_share"] is None
     assert all(p["attempts"] == 1 and p["done"] and p["seconds"] > 0 for p in result["phases"].values())
     assert len(result["phases"]) == 6
+    assert 0.1 < result["peak_gib"]["memory"] < 64
     assert [b["share"] for b in result["blend"]] in ([], [0.0, 1.0])
     page = (aligned / "report.html").read_text()
     assert "Switching table" in page

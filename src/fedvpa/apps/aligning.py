@@ -8,6 +8,7 @@ A folder holds ``alignment.yaml`` (what was asked), ``prompts.json``, ``candidat
 from __future__ import annotations
 
 import json
+import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -287,6 +288,7 @@ class _Alignment:
             "training": {"beta": c.training.beta, "conditioning": c.conditioning.kind, **records[POLICY]},
             "baseline": {"labels": described[BASELINE], "training": records[BASELINE]} if BASELINE in records else None,
             "phases": phases,
+            "peak_gib": _peak_gib(),
             **shown,
             "notes": notes,
             "config": c.model_dump(mode="json"),
@@ -318,6 +320,14 @@ class _Alignment:
         self.console.print(text + conflicts, highlight=False, soft_wrap=True)
         if labels.few_conflicts:
             self.console.print("warning: few conflicts, so there is little to switch", highlight=False)
+
+
+def _peak_gib() -> dict[str, float]:
+    """Largest memory of this process, and of its accelerator where one was used."""
+    found = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    if torch.cuda.is_available():
+        found["accelerator"] = torch.cuda.max_memory_allocated() / 2**30
+    return found
 
 
 def _same_clients(one: ExperimentConfig, two: ExperimentConfig) -> bool:

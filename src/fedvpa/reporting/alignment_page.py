@@ -63,7 +63,8 @@ def print_alignment(result: Result, console: Console) -> None:
     for line in (*exchanged_lines(result), *result["notes"]):
         console.print(line, highlight=False)
     spent = ", ".join(f"{name} {p['seconds']:.0f} s" for name, p in result["phases"].items())
-    console.print(f"Phases: {spent}", highlight=False)
+    peak = ", ".join(f"{name} {gib:.1f} GiB" for name, gib in result["peak_gib"].items())
+    console.print(f"Phases: {spent}; at most {peak}", highlight=False)
 
 
 def markdown(result: Result) -> str:
