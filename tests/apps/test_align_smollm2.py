@@ -49,7 +49,7 @@ def test_a_policy_from_smollm2(cli: Cli, tmp_path: Path) -> None:
     result = json.loads((tmp_path / "policy" / "alignment.json").read_text())
     assert result["model"]["name"] == "smollm2-135m-instruct"
     assert result["training"]["history"][0]["loss"] == pytest.approx(0.693, abs=0.02)
-    assert len(result["switching"]) == 5 * 2
+    assert {c["kind"] for c in result["switching"]} == {"policy", "best of 2", "base model, again"}
     ended = cli("generate", tmp_path / "policy", "--prototype", 0, "--prompt", "What is a fox?", "--max-new-tokens", 8)
     assert ended.code == 0
     assert ended.out.strip()

@@ -76,6 +76,15 @@ class Judging:
         judges = {name: RuleJudge(name) for name in data.groups}
         return Judging(tuple(prompts), {k: v for k, v in people.items() if v}, judges, config, seed)
 
+    @property
+    def notes(self) -> list[str]:
+        """Groups that the table has as criteria only."""
+        return [
+            f"No unseen user is of group {g}, so it has no row in the table."
+            for g in self.judges
+            if g not in self.people
+        ]
+
     def person(self, group: str, i: int) -> Latent:
         return self.people[group][i % len(self.people[group])]
 

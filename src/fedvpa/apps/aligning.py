@@ -160,7 +160,7 @@ class _Alignment:
                 self._train(name, prompts.training, labels[name])
         policies = {name: PersonalizedPolicy.from_pretrained(self._folder(name)) for name in self.selectors}
         judging = Judging.of(policies[POLICY], data, prompts.judging, self.config.judging, self.config.seed)
-        shown: dict[str, Any] = {"switching": [], "exchanged": [], "blend": []}
+        shown: dict[str, Any] = {"switching": [], "exchanged": [], "blend": [], "notes": []}
         if judging is not None:
             with phases("judging"):
                 shown = self._judge(judging, policies, base)
@@ -250,7 +250,8 @@ class _Alignment:
         ]
         write_text(self.out / JUDGED, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
         table, exchanged = judging.table(rows, against), judging.exchanged(rows)
-        return {"switching": table, "exchanged": exchanged, "blend": judging.blends(policies[POLICY], write)}
+        blend = judging.blends(policies[POLICY], write)
+        return {"switching": table, "exchanged": exchanged, "blend": blend, "notes": judging.notes}
 
     def _finish(
         self,
@@ -290,7 +291,7 @@ class _Alignment:
             "phases": phases,
             "peak_gib": _peak_gib(),
             **shown,
-            "notes": notes,
+            "notes": [*notes, *shown["notes"]],
             "config": c.model_dump(mode="json"),
             "environment": runs.environment(),
         }
