@@ -30,7 +30,7 @@ lint: setup-test  ## Style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup-test  ## Speed and memory of feature extraction, the round engine and 10,000 clients
+bench: setup-test  ## Speed and memory of feature extraction, the round engine, 10,000 clients and the reward function
 	$(BIN)/python benchmarks/run.py
 
 # Exit code 1 says that some cells failed (the others are there); anything else stops.
@@ -51,6 +51,7 @@ docs: setup-test  ## Write the generated pages again, and check the links
 	$(BIN)/python -m fedvpa.evaluation.results > docs/results-schema.md
 	$(BIN)/python benchmarks/results_page.py
 	$(BIN)/python benchmarks/privacy.py
+	$(BIN)/python benchmarks/align_page.py
 	$(BIN)/python .ci/check_links.py
 
 clean:  ## Remove the environment, caches and the demo's output

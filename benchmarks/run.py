@@ -1,4 +1,4 @@
-"""What `make bench` calls: the engine, the feature extraction and many clients, at moderate sizes; one table.
+"""What `make bench` calls: the engine, the features, many clients and the reward, at moderate sizes; one table.
 
 The engine is timed with one thread, in CPU time, which other load disturbs least; `--threads` changes it.
 
@@ -57,7 +57,9 @@ def main() -> None:
     parser.add_argument("--sizes", default="10,50,200,1000", help="sampled clients (default 10,50,200,1000)")
     parser.add_argument("--repeats", type=int, default=2, help="turns of each engine (default 2)")
     parser.add_argument("--pairs", type=int, default=48, help="pairs to encode (default 48)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the engine's benchmark (default 1)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of the engine's and the reward's benchmark (default 1)"
+    )
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     args = parser.parse_args()
     parts = {
@@ -66,8 +68,9 @@ def main() -> None:
         ),
         "features.py": part("features.py", ["--pairs", str(args.pairs)]),
         "scale.py": part("scale.py", ["--rounds", str(SCALE_ROUNDS)]),
+        "rewards.py": part("rewards.py", ["--prompts", "3", "--threads", str(args.threads)]),
     }
-    targets = [t for name in ("rounds.py", "scale.py") for t in (parts[name] or {}).get("targets", [])]
+    targets = [t for name in ("rounds.py", "scale.py", "rewards.py") for t in (parts[name] or {}).get("targets", [])]
     targets += extraction_targets(parts["features.py"]) if parts["features.py"] else []
     failed = [name for name, result in parts.items() if result is None]
     show(targets, failed)

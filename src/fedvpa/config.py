@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -52,11 +52,16 @@ FAULTS = (
 _SOURCE_KEYS = ("path", "subsets", "groups", "group_shares", "split")
 
 
-class _Section(BaseModel):
+S = TypeVar("S", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A part of a configuration: unknown keys are refused, and nothing changes afterwards."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     name: Literal[SOURCES] = Field("synthetic", description="Where the preference pairs come from.")  # type: ignore[valid-type]
     path: str | None = Field(
         None,
@@ -88,7 +93,7 @@ class DataConfig(_Section):
         return v
 
 
-class BackboneConfig(_Section):
+class BackboneConfig(Section):
     model: str = Field(
         "smollm2-135m-instruct",
         description="A causal LM: Hub id, local folder, or the embedded smollm2-135m-instruct.",
@@ -114,7 +119,7 @@ class BackboneConfig(_Section):
         return v
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     latent_dim: int = Field(32, ge=1, description="d, the dimension of the latent z.")
     hidden_dim: int = Field(256, ge=1, description="h, the width of the feature map and of the difference embedding.")
     encoder_dim: int = Field(128, ge=1, description="Hidden width of the variational encoder.")
@@ -129,7 +134,7 @@ class ModelConfig(_Section):
     max_log_var: float = Field(0.0, description="Cap of the posterior's log variance.")
 
 
-class MethodConfig(_Section):
+class MethodConfig(Section):
     name: Literal[METHODS] = Field("fedvpa-gp", description="The method.")  # type: ignore[valid-type]
     beta: float = Field(0.01, ge=0, description="Weight of the KL to the prior.")
     beta_warmup: float = Field(0.01, ge=0, description="Largest beta before prior_start (ours); inf: no warm-up.")
@@ -196,7 +201,7 @@ class MethodConfig(_Section):
     )
 
 
-class FederationConfig(_Section):
+class FederationConfig(Section):
     clients: int = Field(40, ge=1, description="Training clients (the seen users).")
     unseen_clients: int = Field(40, ge=0, description="Users that never take part, for reporting.")
     validation_clients: int = Field(20, ge=0, description="Users that never take part, for every choice.")
@@ -239,7 +244,7 @@ class FederationConfig(_Section):
     dtype: Literal["float32", "float64"] = Field("float32", description="Precision of training.")
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     context_sizes: tuple[int, ...] = Field(
         CONTEXT_SIZES, description="Context sizes; 0, 1, 2, 4, 8, 16 are always among them."
     )
@@ -258,7 +263,7 @@ class EvaluationConfig(_Section):
         return tuple(sorted({*v, *CONTEXT_SIZES}))
 
 
-class NetworkConfig(_Section):
+class NetworkConfig(Section):
     """Training over a network (`fedvpa.network`)."""
 
     timeout: float = Field(600.0, gt=0, description="Seconds that a round waits for its clients' replies.")
@@ -271,7 +276,7 @@ class NetworkConfig(_Section):
     )
 
 
-class FaultsConfig(_Section):
+class FaultsConfig(Section):
     """Faults that the vectorised engine injects into clients' uploads (`federation.faults`)."""
 
     kinds: tuple[Literal[FAULTS], ...] = Field((), description="What goes wrong; a faulty client has one of them.")  # type: ignore[valid-type]
@@ -285,7 +290,7 @@ class FaultsConfig(_Section):
     )
 
 
-class DefenceConfig(_Section):
+class DefenceConfig(Section):
     """Which uploads the server takes (`federation.declared`, `federation.robust`); over a network it always rejects."""
 
     reject: bool = Field(
@@ -309,7 +314,7 @@ class DefenceConfig(_Section):
     )
 
 
-class PrivacyConfig(_Section):
+class PrivacyConfig(Section):
     """Client-level differential privacy (`federation/privacy.py`); off unless something is clipped."""
 
     clip: float | None = Field(
@@ -352,13 +357,13 @@ class PrivacyConfig(_Section):
         return any(c is not None for c in (self.clip, self.posterior_clip, self.moments_clip))
 
 
-class OutputConfig(_Section):
+class OutputConfig(Section):
     checkpoint_every: int = Field(25, ge=1, description="Rounds between two checkpoints.")
     cache: str | None = Field(None, description="Cache folder; empty: $FEDVPA_CACHE or ~/.cache/fedvpa.")
     tensorboard: bool = Field(True, description="Write TensorBoard events.")
 
 
-class ExperimentConfig(_Section):
+class ExperimentConfig(Section):
     """The whole configuration of one run (`fedvpa config FILE` prints it resolved)."""
 
     seed: int = Field(0, ge=0, description="Everything random derives from it.")
@@ -429,11 +434,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     Raises:
         UserError: a missing or malformed file, an unknown key (with the nearest valid one) or a value out of range.
     """
+    tree, patch = read_sections(path), read_overrides(overrides)
+    data, new = tree.get("data") or {}, patch.get("data") or {}
+    if isinstance(data, dict) and isinstance(new, dict) and new.get("name", data.get("name")) != data.get("name"):
+        tree = {**tree, "data": {k: v for k, v in data.items() if k not in _SOURCE_KEYS}}
+    return parse_config(merged(tree, patch), file=path)
+
+
+def read_sections(path: str | Path) -> dict[str, Any]:
+    """A configuration file as a nested mapping; see `load_config` for the errors."""
     tree = read_yaml(path, "configuration", "see the files in configs/")
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
         raise UserError("not a mapping of sections", "see the files in configs/", file=path)
+    return tree
+
+
+def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` texts as a nested mapping; see `load_config` for the errors."""
     try:
         patch = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as e:
@@ -442,19 +461,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     for item in overrides:
         if "=" not in item:
             raise UserError(f"override {item!r} has no value", "write key=value", field=item)
-    data, new = tree.get("data") or {}, patch.get("data") or {}
-    if isinstance(data, dict) and isinstance(new, dict) and new.get("name", data.get("name")) != data.get("name"):
-        tree = {**tree, "data": {k: v for k, v in data.items() if k not in _SOURCE_KEYS}}
-    merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(tree), OmegaConf.create(patch)), resolve=True)
-    return parse_config(merged, file=path)
+    return {str(k): v for k, v in patch.items()}
+
+
+def merged(tree: dict[str, Any], patch: dict[str, Any]) -> Any:
+    """A nested mapping with another one laid over it."""
+    return OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(tree), OmegaConf.create(patch)), resolve=True)
 
 
 def parse_config(tree: Any, file: str | Path | None = None) -> ExperimentConfig:
     """Validates a nested mapping; see `load_config` for the errors."""
+    return validated(ExperimentConfig, tree, file)
+
+
+def validated(section: type[S], tree: Any, file: str | Path | None = None) -> S:
+    """A nested mapping as a configuration of some kind; see `load_config` for the errors."""
     try:
-        return ExperimentConfig.model_validate(tree)
+        return section.model_validate(tree)
     except ValidationError as e:
-        raise _explain(e, file) from None
+        raise _explain(e, file, section) from None
 
 
 def valid_keys(section: type[BaseModel] = ExperimentConfig, prefix: str = "") -> list[str]:
@@ -483,11 +508,11 @@ def describe_keys(section: type[BaseModel] = ExperimentConfig, prefix: str = "")
     return rows
 
 
-def _explain(e: ValidationError, file: str | Path | None) -> UserError:
+def _explain(e: ValidationError, file: str | Path | None, section: type[BaseModel]) -> UserError:
     first = e.errors()[0]
     key = ".".join(str(p) for p in first["loc"])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, valid_keys(), n=1, cutoff=0.4)
+        near = difflib.get_close_matches(key, valid_keys(section), n=1, cutoff=0.4)
         remedy = f"did you mean {near[0]}?" if near else "see `fedvpa config --help`"
         return UserError("unknown key", remedy, file=file, field=key)
     if first["type"] == "literal_error":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,7 +32,8 @@ from fedvpa.federation.moments import Standardizer
 from fedvpa.methods.base import Context, Method, Pool, Predictor, ServerState, Setup
 from fedvpa.methods.registry import create
 from fedvpa.preferences.jsonl import preference_of
-from fedvpa.preferences.schema import Pair, as_prompt
+from fedvpa.preferences.schema import Pair, Prompt, as_prompt
+from fedvpa.rewards import EMPTY, RewardFunction, log_odds
 from fedvpa.user import User, as_user, latent_of
 
 FORMAT = 1
@@ -165,6 +166,20 @@ class Selector(
         Raises:
             UserError: the user was inferred with another model.
         """
+        return self.preferences(pairs, [self.known(user)])[0]
+
+    def preferences(self, pairs: Sequence[Pair], users: Sequence[User]) -> Tensor:
+        """p(a > b) of many pairs under many users, (users, pairs); the features are computed once.
+
+        Raises:
+            UserError: a user was inferred with another model.
+        """
+        latents = [latent_of(self.known(user), self.dtype) for user in users]
+        predictor, index = self._predictor(pairs), torch.arange(len(pairs)).unsqueeze(0)
+        return torch.stack([predictor.predict(z, index)[0] for z in latents])
+
+    def known(self, user: User | None) -> User:
+        """The user, or an unknown one; refused if inferred with another model."""
         user = self.infer_pairs([]) if user is None else user
         if user.model_hash != self.info.model_hash:
             raise UserError(
@@ -172,8 +187,7 @@ class Selector(
                 "infer the user again (`fedvpa personalize`)",
                 field="model_hash",
             )
-        predictor = self._predictor(pairs)
-        return predictor.predict(latent_of(user, self.dtype), torch.arange(len(pairs)).unsqueeze(0))[0]
+        return user
 
     def rank(
         self,
@@ -192,6 +206,74 @@ class Selector(
         scores = total / (n - 1) if n > 1 else total + 0.5
         order = scores.argsort(descending=True, stable=True).tolist()
         return [(responses[i], float(scores[i])) for i in order]
+
+    def rewards(self, prompts: Sequence[Prompt], responses: Sequence[str], user: User | None = None) -> Tensor:
+        """The user's reward for each response, which needs no other response to compare it with (method.md, section 8).
+
+        It is the log-odds that the user prefers the response to one whose features are the training clients' mean: as
+        s is a difference of two responses' utilities, the reward of `a` minus that of `b` is s(x, a, b; z). A user who
+        is several latents with weights (particles) has the weighted mean of their rewards.
+
+        Args:
+            prompts, responses: n each; no response may be empty.
+
+        Returns:
+            (n,), in nats.
+
+        Raises:
+            UserError: the user was inferred with another model, or the selector uses choice logits, which belong to
+                two responses and not to one.
+        """
+        user = self.known(user)
+        if self.info.config.backbone.choice_logits:
+            raise UserError(
+                "the selector uses choice logits, which a single response does not have",
+                "use `Selector.rank`, or train with backbone.choice_logits=false",
+                field="backbone.choice_logits",
+            )
+        if not responses:
+            return torch.zeros(0, dtype=self.dtype)
+        x = self.parameters.standardizer(self.backbone.encode_texts(prompts, responses)).to(self.dtype)
+        return log_odds(self.predictor, x, latent_of(user, self.dtype))
+
+    def reward_function(self, user: User | None = None, empty_reward: float = EMPTY) -> RewardFunction:
+        """A reward function for TRL's trainers (``reward_funcs=selector.reward_function(user)``), see `RewardFunction`.
+
+        Raises:
+            UserError: as in `rewards`.
+        """
+        user = self.known(user)
+        return RewardFunction(partial(self.rewards, user=user), empty_reward)
+
+    @property
+    def centres(self) -> Tensor:
+        """(M, d) the prototypes in use, or the clusters' centroids of a model without prototypes; none without z."""
+        if not self.method.latent:
+            return torch.zeros(0, 0, dtype=self.dtype)
+        p = self.parameters
+        return p.theta.get("prototypes", p.centroids)[: int((p.shares > 0).sum())]
+
+    def blend(self, weights: Mapping[int, float]) -> User:
+        """A user at a point between prototypes: the weighted mean of some of `centres`; one of them alone is itself.
+
+        Raises:
+            UserError: no such prototype, or weights that are negative or do not sum to 1.
+        """
+        centres = self.centres.double()
+        for k in weights:
+            if not 0 <= k < len(centres):
+                choices = f"choose from 0 to {len(centres) - 1}" if len(centres) else "use a selector with a latent"
+                raise UserError(f"no prototype {k}", choices, field="prototype")
+        if min(weights.values(), default=-1.0) < 0 or abs(sum(weights.values()) - 1) > 1e-3:
+            raise UserError("weights must not be negative, and sum to 1", "write 0:0.3,1:0.7", field="blend")
+        mean, log_var = (
+            sum((w * rows[k] for k, w in weights.items()), torch.zeros(centres.shape[-1], dtype=torch.float64))
+            for rows in (centres, self.parameters.spread.double().log())
+        )
+        name = "+".join(f"{w:g}*prototype {k}" for k, w in weights.items()) if len(weights) > 1 else "prototype"
+        return User(
+            mean=mean.tolist(), log_var=log_var.tolist(), pairs=0, model_hash=self.info.model_hash, inference=name
+        )
 
     def inference_for(self, pairs: int) -> str:
         """The default inference for a context of that many pairs: that of the nearest size, the smaller of two."""

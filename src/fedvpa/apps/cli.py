@@ -5,12 +5,13 @@ What needs torch is imported inside the commands, so that ``--help`` answers at 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -389,12 +390,93 @@ def init(
     config: Annotated[Path | None, typer.Option(help="The experiment; by default a short one.")] = None,
 ) -> None:
     """Write a folder with all that a server and its data holders need: app, certificates, keys and commands."""
-    try:
+    with _extra("flower"):
         from fedvpa.apps.deploy import init as write
-    except ModuleNotFoundError as e:
-        raise UserError(f"{e.name} is not installed", 'pip install "fedvpa[flower]"') from None
     write(folder, nodes, tuple(host or ("localhost",)), port, config)
     Console(soft_wrap=True).print(f"{folder / 'README.md'} says how to go on", highlight=False)
+
+
+@app.command(
+    epilog=_examples(
+        "fedvpa align runs/hh4 --config configs/align-attributes.yaml --out runs/aligned",
+        "fedvpa align runs/hh4 --baseline runs/hh4-fedbt training.epochs=2 --out runs/both",
+    )
+)
+def align(
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the policy.", show_default=False)],
+    overrides: Overrides = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A YAML file, such as configs/align-attributes.yaml.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="A run without a latent, whose policy comes into the same table.")
+    ] = None,
+) -> None:
+    """Align a language model with a run's selector: one policy that switches with the latent.
+
+    After an interruption (also kill -9) run the same command again.
+    """
+    with _extra("align"):
+        from fedvpa.alignment.config import load_alignment
+        from fedvpa.apps.aligning import align as work
+    from fedvpa.reporting.alignment_page import print_alignment
+
+    result = work(run, out, load_alignment(config, overrides or ()), _console(), baseline)
+    print_alignment(result, Console())
+    Console(soft_wrap=True).print(f"Report: {out / 'report.html'}", highlight=False)
+
+
+@app.command(
+    epilog=_examples(
+        'fedvpa generate runs/aligned --prototype 0 --prompt "How do I boil an egg?"',
+        'fedvpa generate runs/aligned --user me.json --best-of 4 --prompt "How do I boil an egg?"',
+        'fedvpa generate runs/aligned --blend 0:0.3,1:0.7 --prompt "How do I boil an egg?"',
+        'fedvpa generate runs/hh4 --prototype 0 --best-of 8 --prompt "How do I boil an egg?"',
+    )
+)
+def generate(
+    folder: Annotated[Path, typer.Argument(help="A folder of `fedvpa align`, or of `fedvpa train`.", metavar="DIR")],
+    prompt: Annotated[str, typer.Option(help="What is asked.", show_default=False)],
+    user: Annotated[Path | None, typer.Option(help="A file of `fedvpa personalize`.")] = None,
+    prototype: Annotated[int | None, typer.Option(help="Number of a prototype.")] = None,
+    blend: Annotated[str | None, typer.Option(help="Prototypes with weights, as 0:0.3,1:0.7.")] = None,
+    best_of: Annotated[int, typer.Option(min=1, help="Responses among which the selector chooses.")] = 1,
+    base: Annotated[bool, typer.Option("--base", help="The untrained model writes.")] = False,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest response.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="Sampling temperature; 0: greedy.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same response.")] = 0,
+) -> None:
+    """Answer as a user, a prototype or a blend of prototypes would like it.
+
+    With the folder of `fedvpa train` the untrained model writes, and --best-of lets the selector choose.
+    """
+    with _extra("align"):
+        from fedvpa.apps.generating import open_policy, parse_blend
+    from fedvpa.user import User
+
+    who = None if user is None else User.load(user)
+    text = open_policy(folder, base, best_of).generate(
+        prompt,
+        who,
+        prototype=prototype,
+        blend=None if blend is None else parse_blend(blend),
+        best_of=best_of,
+        base=base,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    print(text)
+
+
+@contextlib.contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Says how to install an extra whose modules are not there."""
+    try:
+        yield
+    except ModuleNotFoundError as e:
+        raise UserError(f"{e.name} is not installed", f'pip install "fedvpa[{name}]"') from None
 
 
 @app.command(epilog=_examples("fedvpa forget runs/first user-17"))

@@ -103,18 +103,19 @@ def read_config(run: Path) -> ExperimentConfig:
 
 
 def _same_configuration(path: Path, config: ExperimentConfig) -> None:
-    old, new = (_flat(c.model_dump(mode="json", exclude={"output", "network"})) for c in (read_config(path), config))
+    old, new = (flat(c.model_dump(mode="json", exclude={"output", "network"})) for c in (read_config(path), config))
     for key, value in new.items():
         if old[key] != value:
             problem = f"the run there has {old[key]!r}, this configuration {value!r}"
             raise UserError(problem, "resume with the same configuration, or use --overwrite", file=path, field=key)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 @contextlib.contextmanager

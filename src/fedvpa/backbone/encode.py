@@ -136,7 +136,12 @@ class Backbone:
 
     def encode_responses(self, prompt: Prompt, responses: Sequence[str]) -> Tensor:
         """h(x, r) of any number of responses to one prompt, (n, D) float32."""
-        return self._run(self._features, [Item(prompt, (r,)) for r in responses], progress=False).vectors
+        return self.encode_texts([prompt] * len(responses), responses)
+
+    def encode_texts(self, prompts: Sequence[Prompt], responses: Sequence[str], progress: bool = False) -> Tensor:
+        """h(x, r) of the i-th response to the i-th prompt, (n, D) float32; equal prompts are run once."""
+        items = [Item(prompt, (r,)) for prompt, r in zip(prompts, responses, strict=True)]
+        return self._run(self._features, items, progress).vectors
 
     def close(self) -> None:
         """Closes the cache files."""

@@ -60,10 +60,15 @@ class Panel:
         return Context(self.order[:, :width], -y if exchanged else y, mask)
 
 
+def context_order(client: Client, seed: int) -> Tensor:
+    """The fixed random order of a user's training pairs, of which contexts are the beginning."""
+    return torch.randperm(len(client.train), generator=generator(seed, "context", client.client_id))
+
+
 def make_panel(data: FederatedPreferences, clients: Sequence[Client], seed: int, dtype: torch.dtype) -> Panel:
     """The panel of a population; users without a query are left out."""
     clients = [c for c in clients if len(c.test)]
-    orders = [torch.randperm(len(c.train), generator=generator(seed, "context", c.client_id)) for c in clients]
+    orders = [context_order(c, seed) for c in clients]
 
     def pad(rows: Sequence[Tensor], kind: torch.dtype) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(kind)

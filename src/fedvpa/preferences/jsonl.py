@@ -98,6 +98,13 @@ def candidate_of(row: Row, path: Path, line: int) -> Pair:
     return Pair(*_two_responses(row, "a", "b", path, line))
 
 
+def prompt_of(row: Row, path: Path, line: int) -> Prompt:
+    """The prompt of a row ``prompt``, text or messages."""
+    if row.get("prompt") is None:
+        raise UserError("missing column", "give every row a 'prompt'", file=path, line=line, field="prompt")
+    return _prompt(row["prompt"], path, line)
+
+
 def preference_of(row: Row, path: Path, line: int) -> tuple[Prompt, str, str]:
     """The prompt, chosen and rejected response of a row in one of TRL's preference layouts."""
     return _two_responses(row, "chosen", "rejected", path, line)

@@ -1,0 +1,115 @@
+"""The selector as a reward for somebody else's trainer (method.md, section 8).
+
+selector = Selector.from_pretrained("runs/synthetic-fedvpa-gp")
+trainer = GRPOTrainer(model, reward_funcs=selector.reward_function(user), train_dataset=prompts)
+
+A reward must not depend on which other completions happen to share its batch (TRL divides a prompt's completions among
+processes), so a response is compared with one fixed *average response* instead of with its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedvpa.errors import UserError
+from fedvpa.methods.base import Pool, Predictor
+from fedvpa.preferences.schema import Prompt, as_prompt
+from fedvpa.variational.inference import Particles
+
+EMPTY = -10.0
+"""Reward of an empty completion, in nats: the average response is all but certain to be preferred."""
+
+Scorer = Callable[[Sequence[Prompt], Sequence[str]], Tensor]
+"""Rewards (n,) of n responses to n prompts."""
+
+
+def log_odds(predictor: Callable[[Pool], Predictor], x: Tensor, latent: Particles | Tensor) -> Tensor:
+    """Log-odds of each response against the average one, the mean over a user's latents.
+
+    Both orders of the two are asked: log p(r > average) - log p(average > r). That is the logit of an antisymmetric
+    selector, without the rounding of a probability near 1, and cancels the position's part of one that is not.
+
+    Args:
+        predictor: makes a predictor over a pool.
+        x: (n, D) standardised features; the average response has the features 0.
+        latent: one user, from `user.latent_of`.
+
+    Returns:
+        (n,)
+    """
+    n, average = len(x), torch.zeros_like(x)
+    pool = Pool(torch.cat([torch.stack([x, average], 1), torch.stack([average, x], 1)]), None)
+    weights = latent.log_weights[0].exp() if isinstance(latent, Particles) else torch.ones(1, dtype=x.dtype)
+    each = Particles.point(latent.z[0]) if isinstance(latent, Particles) else latent
+    p = predictor(pool).predict(each, torch.arange(2 * n).expand(len(weights), -1))
+    log_p = p.clamp(min=torch.finfo(p.dtype).tiny).log()
+    return weights @ (log_p[:, :n] - log_p[:, n:])
+
+
+@dataclass(frozen=True)
+class RewardFunction:
+    """`Selector.rewards` in the signature of TRL's reward functions, for GRPOTrainer, RLOOTrainer and others.
+
+    Prompts and completions are texts (then a prompt is one user turn) or messages. A completion's surrounding white
+    space is ignored, as it is in preference data. Features of a completion are cached like all others.
+
+    Attributes:
+        score: rewards of responses.
+        empty_reward: reward of an empty completion, which has no features.
+    """
+
+    score: Scorer
+    empty_reward: float = EMPTY
+
+    @property
+    def __name__(self) -> str:
+        """Under which trainers log it."""
+        return "selector"
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+        """One reward per completion; other columns of the data set are ignored.
+
+        Raises:
+            UserError: a completion that is neither text nor one message of the assistant.
+        """
+        if len(prompts) != len(completions):
+            raise UserError(f"{len(completions)} for {len(prompts)} prompts", field="completions")
+        responses = [_response(completion, i) for i, completion in enumerate(completions)]
+        given = [i for i, response in enumerate(responses) if response]
+        found = torch.full((len(responses),), float(self.empty_reward), dtype=torch.float64)
+        if given:
+            dialogues = [_prompt(prompts[i], i) for i in given]
+            found[given] = self.score(dialogues, [responses[i] for i in given]).double().cpu()
+        return found.tolist()
+
+
+def _response(completion: Any, i: int) -> str:
+    """The text of a completion."""
+    if isinstance(completion, str):
+        return completion.strip()
+    match completion:
+        case [{"role": "assistant", "content": str(content)}]:
+            return content.strip()
+    raise UserError("neither text nor one message of the assistant", "score text only", field=f"completions[{i}]")
+
+
+def _prompt(prompt: Any, i: int) -> Prompt:
+    """The dialogue before a completion."""
+    match prompt:
+        case str():
+            return as_prompt(prompt)
+        case [_, *_] if all(_is_message(m) for m in prompt):
+            return as_prompt(prompt)
+    raise UserError("neither text nor messages with role and content", "score text only", field=f"prompts[{i}]")
+
+
+def _is_message(message: Any) -> bool:
+    match message:
+        case {"role": str(), "content": str()}:
+            return True
+    return False

@@ -1,0 +1,223 @@
+"""Rewards for others' trainers: what a reward means, TRL's signature, and a few steps in TRL's own trainers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedvpa import Selector, UserError
+from fedvpa.apps.cli import main
+from fedvpa.preferences.schema import as_prompt
+from fedvpa.rewards import RewardFunction
+from fedvpa.user import latent_of
+from fedvpa.variational.inference import Particles
+from test_selector_api import EXAMPLES
+from tiny_model import TEMPLATE, save_llama
+
+PROMPT = as_prompt("How are you?")
+TEXTS = ["Fine.", "Fine, thank you very much for asking me.", "Go away.", "And you?"]
+
+
+@pytest.fixture(scope="module")
+def selector(finished: Path) -> Selector:
+    return Selector.from_pretrained(finished)
+
+
+def logit(p: float) -> float:
+    return math.log(p) - math.log1p(-p)
+
+
+@pytest.mark.parametrize("inference", ["amortised", "refined"])
+def test_a_difference_of_rewards_is_the_users_log_odds(selector: Selector, inference: str) -> None:
+    user = selector.infer_user(EXAMPLES, inference)
+    found = selector.rewards([PROMPT] * 4, TEXTS, user)
+    assert found.shape == (4,)
+    for i in range(4):
+        for j in range(4):
+            if i != j:
+                expected = logit(selector.prefer("How are you?", TEXTS[i], TEXTS[j], user))
+                assert float(found[i] - found[j]) == pytest.approx(expected, abs=1e-4)
+    assert float(found.std()) > 1e-3
+
+
+def test_several_latents_are_averaged_in_log_odds(selector: Selector) -> None:
+    user = selector.infer_user(EXAMPLES[:2], "mixture")
+    latent = latent_of(user, selector.dtype)
+    assert isinstance(latent, Particles)
+    assert 0.01 < float(latent.log_weights.exp().max()) < 0.999  # otherwise this is the test above
+    expected = 0.0
+    for z, w in zip(user.particles or [], user.weights or [], strict=True):
+        one = user.model_copy(update={"mean": z, "particles": None, "weights": None})
+        expected += w * logit(selector.prefer("How are you?", TEXTS[0], TEXTS[1], one))
+    found = selector.rewards([PROMPT] * 2, TEXTS[:2], user)
+    assert float(found[0] - found[1]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_reward_depends_on_its_own_response_only(selector: Selector) -> None:
+    other = as_prompt("Question 3 of many?")
+    together = selector.rewards([PROMPT, other, PROMPT], TEXTS[:3])
+    alone = [float(selector.rewards([p], [t])[0]) for p, t in zip([PROMPT, other, PROMPT], TEXTS, strict=False)]
+    assert together.tolist() == pytest.approx(alone, abs=1e-4)
+
+
+def test_opposite_users_want_the_opposite(selector: Selector) -> None:
+    """The latent's part of the reward changes its sign with the latent."""
+    user = selector.infer_user(EXAMPLES, "amortised")
+    bare = user.model_copy(update={"particles": None, "weights": None})
+    turned = bare.model_copy(update={"mean": [-m for m in bare.mean]})
+    nobody = bare.model_copy(update={"mean": [0.0] * len(bare.mean)})
+    prompts = [PROMPT] * 4
+    common = selector.rewards(prompts, TEXTS, nobody)
+    one, two = (selector.rewards(prompts, TEXTS, u) - common for u in (bare, turned))
+    assert one.tolist() == pytest.approx((-two).tolist(), abs=1e-4)
+    assert float(one.abs().max()) > 1e-3
+
+
+def test_the_ranking_is_that_of_rank(selector: Selector) -> None:
+    user = selector.infer_user(EXAMPLES, "amortised")
+    best = selector.rewards([PROMPT] * 4, TEXTS, user).argsort(descending=True).tolist()
+    assert [TEXTS[i] for i in best] == [text for text, _ in selector.rank("How are you?", TEXTS, user)]
+
+
+def test_a_method_without_a_latent(experiment: Path, tmp_path: Path) -> None:
+    for name in ("fedbt", "fedbiscuit"):
+        assert main(["train", str(experiment), f"method.name={name}", "--out", str(tmp_path / name)]) == 0
+        selector = Selector.from_pretrained(tmp_path / name)
+        found = selector.rewards([PROMPT] * 4, TEXTS)
+        assert found.isfinite().all()
+        if name == "fedbt":
+            expected = logit(selector.prefer("How are you?", TEXTS[0], TEXTS[1]))
+            assert float(found[0] - found[1]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_has_no_reward_is_refused(selector: Selector) -> None:
+    stranger = selector.infer_user([]).model_copy(update={"model_hash": "0" * 64})
+    for ask in (lambda: selector.rewards([PROMPT], ["x"], stranger), lambda: selector.reward_function(stranger)):
+        with pytest.raises(UserError, match="model_hash: the user was inferred with another model"):
+            ask()
+    backbone = selector.info.config.backbone.model_copy(update={"choice_logits": True})
+    config = selector.info.config.model_copy(update={"backbone": backbone})
+    choosing = Selector(selector.parameters, selector.info.model_copy(update={"config": config}))
+    user = selector.infer_user(EXAMPLES)
+    with pytest.raises(UserError, match=r"choice_logits: .*single response"):
+        choosing.rewards([PROMPT], ["x"], user)
+    assert selector.rewards([], []).shape == (0,)
+
+
+# TRL's signature -----------------------------------------------------------------------------------------------------
+
+
+def lengths(prompts: Any, responses: Any) -> torch.Tensor:
+    return torch.tensor([float(100 * len(p) + len(r)) for p, r in zip(prompts, responses, strict=True)])
+
+
+def test_text_and_messages_are_the_same(selector: Selector) -> None:
+    reward = selector.reward_function(selector.infer_user(EXAMPLES))
+    plain = reward(["How are you?"] * 2, [" Fine.\n", "Go away."], trainer_state=None, completion_ids=[[1], [2]])
+    messages = [[{"role": "user", "content": "How are you?"}]] * 2
+    answers = [[{"role": "assistant", "content": text}] for text in ("Fine.", "Go away.")]
+    assert reward(prompts=messages, completions=answers) == plain
+    assert all(type(value) is float for value in plain)
+    assert reward([], []) == []
+
+
+def test_an_empty_completion_has_the_named_reward() -> None:
+    assert RewardFunction(lengths)(["p"] * 3, ["abc", " \n", ""]) == [103.0, -10.0, -10.0]
+    assert RewardFunction(lengths, -3)(["p"], [""]) == [-3.0]
+
+
+@given(st.permutations(range(5)))
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_a_batch_means_nothing(order: list[int]) -> None:
+    texts = ["a", "", "ccc", "dd", "eeeee"]
+    reward = RewardFunction(lengths)
+    straight = reward(["p"] * 5, texts)
+    assert reward(["p"] * 5, [texts[i] for i in order]) == [straight[i] for i in order]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "field"),
+    [
+        ("p", 3, r"completions\[0\]"),
+        ("p", [], r"completions\[0\]"),
+        ("p", [{"role": "user", "content": "x"}], r"completions\[0\]"),
+        ("p", [{"role": "assistant", "content": [{"type": "image"}]}], r"completions\[0\]"),
+        ("p", [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}], r"completions\[0\]"),
+        ([], "x", r"prompts\[0\]"),
+        ([{"role": "user", "content": None}], "x", r"prompts\[0\]"),
+        (None, "x", r"prompts\[0\]"),
+    ],
+)
+def test_what_is_no_text_is_refused(prompt: Any, completion: Any, field: str) -> None:
+    with pytest.raises(UserError, match=field):
+        RewardFunction(lengths)([prompt], [completion])
+
+
+def test_a_completion_too_many_is_refused() -> None:
+    with pytest.raises(UserError, match="completions: 2 for 1 prompts"):
+        RewardFunction(lengths)(["p"], ["a", "b"])
+
+
+# In TRL's trainers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
+def test_trls_trainers_learn_from_it(selector: Selector, tmp_path: Path, kind: str) -> None:
+    """Two steps of a tiny random policy: the trainer logs our rewards of its own completions, and its weights move."""
+    import trl
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = save_llama(tmp_path / "policy", TEMPLATE)
+    policy = AutoModelForCausalLM.from_pretrained(folder)
+    before = {k: v.clone() for k, v in policy.state_dict().items()}
+    user = selector.infer_user(EXAMPLES)
+    reward = selector.reward_function(user)
+    calls: list[tuple[list[Any], list[Any], list[float]]] = []
+
+    def score(prompts: Any, responses: Any) -> torch.Tensor:
+        found = reward.score(prompts, responses)
+        calls.append((list(prompts), list(responses), found.tolist()))
+        return found
+
+    prompts = [[{"role": "user", "content": e["prompt"]}] for e in EXAMPLES[:4]]
+    data = Dataset.from_list([{"prompt": p} for p in prompts])
+    options: dict[str, Any] = dict(
+        output_dir=str(tmp_path / "out"),
+        max_steps=2,
+        per_device_train_batch_size=4,
+        num_generations=4,
+        max_completion_length=12,
+        learning_rate=1e-2,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        seed=0,
+    )
+    trainer = getattr(trl, f"{kind}Trainer")(
+        model=policy,
+        args=getattr(trl, f"{kind}Config")(**options),
+        reward_funcs=RewardFunction(score, reward.empty_reward),
+        train_dataset=data,
+        processing_class=AutoTokenizer.from_pretrained(folder),
+    )
+    trainer.train()
+    assert len(calls) == 2
+    for dialogues, responses, found in calls:
+        assert len(set(responses)) > 1
+        assert selector.rewards(dialogues, responses, user).tolist() == pytest.approx(found, abs=1e-4)
+    logged = [entry["rewards/selector/mean"] for entry in trainer.state.log_history if "rewards/selector/mean" in entry]
+    for (_, _, found), mean in zip(calls, logged, strict=True):
+        whole = found + [reward.empty_reward] * (4 - len(found))
+        assert mean == pytest.approx(sum(whole) / 4, abs=1e-4)
+    moved = [k for k, v in trainer.model.state_dict().items() if not torch.equal(v, before[k])]
+    assert moved
