@@ -51,6 +51,7 @@ docs: setup-test  ## Write the generated pages again, and check the links
 	$(BIN)/python -m fedvpa.evaluation.results > docs/results-schema.md
 	$(BIN)/python benchmarks/results_page.py
 	$(BIN)/python benchmarks/privacy.py
+	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/align_page.py
 	$(BIN)/python .ci/check_links.py
 
