@@ -129,8 +129,8 @@ Accuracy is the mean over users of the share of query pairs predicted as the use
 prompts that no training pair has. Intervals are 95 % bootstrap intervals over seeds and test pairs (for other
 metrics: over seeds); differences are paired on the same seeds, splits and pairs, and a star marks those that are
 significant. The switch gap is accuracy with the own latent minus accuracy with one inferred from a user of the
-opposite group. Settings and inference were chosen on validation users only; [search.md](search.md) lists how many settings
-each method was given, and what was chosen. Rounds and clients per round are the benchmark's, equal for all methods."""
+opposite group. Settings and inference were chosen on validation users only; [search.md](search.md) lists how many
+settings each method was given, and what was chosen. Rounds and clients per round are the benchmark's, equal for all methods."""
 
 
 def page(parts: Sequence[Part], generated_by: str, remark: str = "", rest: str = "") -> str:
