@@ -130,7 +130,8 @@ prompts that no training pair has. Intervals are 95 % bootstrap intervals over s
 metrics: over seeds); differences are paired on the same seeds, splits and pairs, and a star marks those that are
 significant. The switch gap is accuracy with the own latent minus accuracy with one inferred from a user of the
 opposite group. Settings and inference were chosen on validation users only; [search.md](search.md) lists how many
-settings each method was given, and what was chosen. Rounds and clients per round are the benchmark's, equal for all methods."""
+settings each method was given, and what was chosen. Rounds and clients per round are the benchmark's, equal for all
+methods."""
 
 
 def page(parts: Sequence[Part], generated_by: str, remark: str = "", rest: str = "") -> str:
