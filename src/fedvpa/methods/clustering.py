@@ -70,10 +70,11 @@ def _cheaper(distance: np.ndarray, label: np.ndarray, low: int, high: int) -> li
     clusters = outside = distance.shape[1]
     sizes = np.bincount(label, minlength=clusters)
     members = [np.flatnonzero(label == k) for k in range(clusters)]
-    extra = [distance[users] - distance[users, k, None] for k, users in enumerate(members)]
+    cost = distance.T
+    extra = [cost[:, users] - cost[k, users] for k, users in enumerate(members)]  # (clusters, users of k)
     edge = np.full((clusters + 1, clusters + 1), np.inf)
     for k in np.flatnonzero(sizes):
-        edge[k, :clusters] = extra[k].min(0)
+        edge[k, :clusters] = extra[k].min(1)
     scale = float(np.abs(distance).max()) + 1
     must, tolerance = -4.0 * (clusters + 1) * scale, 1e-12 * scale
     edge[outside, :clusters] = np.where(sizes > high, must, np.where(sizes > low, 0.0, np.inf))
@@ -90,10 +91,14 @@ def _cheaper(distance: np.ndarray, label: np.ndarray, low: int, high: int) -> li
             size, toll = sizes[min(a, b)], toll + edge[a, b]
             rooms = (size - high, size - low) if a == outside else (low - size, high - size)
             many = min(many, next(room for room in rooms if room > 0))
-    order = {(a, b): np.argsort(extra[a][:, b], kind="stable")[:many] for a, b in paths}
-    gain = toll + sum(extra[a][order[a, b], b] for a, b in paths)
+    slack = -toll - sum(edge[a, b] for a, b in paths)  # nobody moves who alone costs so much more than the cheapest
+    gain, order = np.full(many, toll), []
+    for a, b in paths:
+        able = np.flatnonzero(extra[a][b] <= edge[a, b] + slack)
+        order.append(able[np.argsort(extra[a][b, able], kind="stable")][:many])
+        gain = gain[: len(order[-1])] + extra[a][b, order[-1][: len(gain)]]
     chosen = max(1, int((gain < -tolerance).sum()))  # the costs ascend, and the first of them is the cycle's
-    return [(members[a][order[a, b][:chosen]], b) for a, b in paths]
+    return [(members[a][users[:chosen]], b) for (a, b), users in zip(paths, order, strict=True)]
 
 
 def _negative_cycle(edge: np.ndarray, tolerance: float) -> list[int] | None:
@@ -120,9 +125,9 @@ def _negative_cycle(edge: np.ndarray, tolerance: float) -> list[int] | None:
 def _lloyd(
     x: np.ndarray, centroids: np.ndarray, low: int, high: int, steps: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    labels = None
+    labels, squares = None, (x**2).sum(1)
     for _ in range(steps):
-        distance = ((x[:, None] - centroids[None]) ** 2).sum(-1)
+        distance = np.asfortranarray(squares[:, None] - x @ (2 * centroids.T) + (centroids**2).sum(1))
         new = assign(distance, low, high, labels)
         if labels is not None and (new == labels).all():
             break
