@@ -183,7 +183,7 @@ def _attack_table(part: dict[str, Any]) -> str:
 
 def _why_table(part: dict[str, Any]) -> str:
     """The attacks that got stronger under noise on theta alone, beside a training that learns nothing."""
-    names = ("membership/server/theta", "membership/peer/posterior", "membership/peer/posterior of this round")
+    names = ("membership/server/theta", "membership/peer/posterior")
     lines = ["| level | accuracy (unseen) | " + " | ".join(n.replace("/", " / ") for n in names) + " |"]
     lines.append("| --- |" + " --- |" * (1 + len(names)))
     for r in part["rows"]:

@@ -12,7 +12,7 @@ Attack advantage is balanced accuracy above chance, scaled to 1: TPR - FPR for t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,9 +158,6 @@ def run_attacks(method: Method, prepared: Prepared, states: Sequence[TrainingSta
     shown = isinstance(method, FedVPAGP) and method.broadcast(states[-1].server).prior_active
     if isinstance(method, FedVPAGP) and shown:
         found.append(_clients_from_prior(method, prepared, states[-1]))
-        now = replace(states[-1].server, means=uploads[-1].means, variances=uploads[-1].variances)
-        fresh = replace(states[-1], server=replace(now, counts=uploads[-1].counts))
-        found.append(_clients_from_prior(method, prepared, fresh)._replace(signal="posterior of this round"))
     if len(prepared.data.groups) < 2 or bool((groups < 0).any()):
         return found
     last = states[-1].server.theta
@@ -306,17 +303,16 @@ def _statistics(
 def _clients_from_prior(method: FedVPAGP, prepared: Prepared, state: TrainingState) -> Outcome:
     """The same from the prior: is one of its components much closer to the user's statistics than the next one?
 
-    The adversary computes those under the theta that it has now; a component that was uploaded long ago, under another
-    theta, is hard to recognise. ``posterior of this round`` is the attack on components that were all uploaded now:
-    what a peer gets that follows the prior from round to round.
+    The adversary knows the bound to which clients clip their statistics, and does the same.
     """
-    server = state.server
+    server, clip = state.server, prepared.config.privacy.posterior_clip
     known = server.counts > 0
     shown = torch.cat([server.means, server.variances], -1)[known]
     scores = []
     for population, present in (("seen", known), ("unseen", None)):
         clients = prepared.data.clients[population]
-        own = torch.cat(_statistics(method, prepared, server, clients), -1)
+        stats = _statistics(method, prepared, server, clients)
+        own = torch.cat(stats if clip is None else privacy.clipped_posteriors(*stats, clip), -1)
         nearest = torch.cdist(own, shown).topk(2, largest=False).values.clamp(min=1e-12).log()
         gap = (nearest[:, 1] - nearest[:, 0]).unsqueeze(-1)
         scores.append(list(gap if present is None else gap[present]))
