@@ -1,4 +1,6 @@
-"""What `make bench` calls: the engine, the feature extraction and many clients, at moderate sizes; one table.
+"""What `make bench` calls: the engine, alone and against Flower's simulation, the feature extraction and many clients.
+
+Moderate sizes; one table.
 
 The engine is timed with one thread, in CPU time, which other load disturbs least; `--threads` changes it.
 
@@ -64,10 +66,11 @@ def main() -> None:
         "rounds.py": part(
             "rounds.py", ["--sizes", args.sizes, "--repeats", str(args.repeats), "--threads", str(args.threads)]
         ),
+        "simulation.py": part("simulation.py", []),
         "features.py": part("features.py", ["--pairs", str(args.pairs)]),
         "scale.py": part("scale.py", ["--rounds", str(SCALE_ROUNDS)]),
     }
-    targets = [t for name in ("rounds.py", "scale.py") for t in (parts[name] or {}).get("targets", [])]
+    targets = [t for name in ("rounds.py", "simulation.py", "scale.py") for t in (parts[name] or {}).get("targets", [])]
     targets += extraction_targets(parts["features.py"]) if parts["features.py"] else []
     failed = [name for name, result in parts.items() if result is None]
     show(targets, failed)
