@@ -22,8 +22,6 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 EXTRACTION_TARGET = 2.3
-SCALE_ROUNDS = 4
-"""Rounds of the 10,000 clients; the time of all of them is extrapolated."""
 
 
 def part(name: str, arguments: list[str]) -> dict[str, Any] | None:
@@ -68,7 +66,7 @@ def main() -> None:
         ),
         "simulation.py": part("simulation.py", []),
         "features.py": part("features.py", ["--pairs", str(args.pairs)]),
-        "scale.py": part("scale.py", ["--rounds", str(SCALE_ROUNDS)]),
+        "scale.py": part("scale.py", []),
     }
     targets = [t for name in ("rounds.py", "simulation.py", "scale.py") for t in (parts[name] or {}).get("targets", [])]
     targets += extraction_targets(parts["features.py"]) if parts["features.py"] else []

@@ -142,6 +142,31 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
+def page(result: dict[str, Any]) -> str:
+    """Markdown."""
+    machine = result["environment"]
+    lines = [
+        "# The engine against Flower's simulation",
+        "",
+        "Written by `python benchmarks/simulation.py --page docs/simulation.md`, which says what is timed; "
+        f"{machine['commit']}, {machine['processor']}.",
+        f"`configs/synthetic.yaml`, `fedvpa-gp`, all clients sampled, {TIMED} rounds after {WARM_UP} of warm-up. Ours: one "
+        f"process, one thread. Flower: one SuperNode per client, {result['cores']} workers of one thread.",
+        "",
+        "| clients = SuperNodes | vectorised, s per round | Flower's simulation, s per round | ratio | target |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for r in result["simulation"]:
+        wanted = TARGETS.get(r["clients"], "")
+        lines.append(f"| {r['clients']} | {r['vectorised']:.3f} | {r['flower']:.2f} | {r['ratio']:.1f} | {wanted} |")
+    lines += [
+        "",
+        "Both end with the same loss. A node that holds many users trains them as one stack: a silo's SuperNode has the",
+        "engine's speed, and only the messages come on top.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for r in rows:
@@ -155,17 +180,20 @@ def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="10,50,200", help="clients, each a SuperNode (default 10,50,200)")
+    parser.add_argument("--page", type=Path, help="write the table to this file")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
-    rows, console = [], Console()
+    rows, console, machine = [], Console(), environment()
     for clients in map(int, args.sizes.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(clients, Path(folder)))
         print(f"{clients} clients: {rows[-1]['ratio']:.1f}x", file=sys.stderr, flush=True)
     show(rows, console)
-    result = {"environment": environment(), "cores": os.cpu_count(), "simulation": rows, "targets": targets(rows)}
+    result = {"environment": machine, "cores": os.cpu_count(), "simulation": rows, "targets": targets(rows)}
     for t in result["targets"]:
         console.print(f"{t['name']}: {t['value']:.1f} (target {t['target']}): {'met' if t['met'] else 'missed'}")
+    if args.page:
+        args.page.write_text(page(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 
