@@ -2,6 +2,7 @@
 
 python benchmarks/privacy.py --out out/privacy --seeds 5            # both tables; finished cells are never run again
 python benchmarks/privacy.py --out out/privacy --seeds 5 --keep     # then writes docs/results/privacy.json as well
+python benchmarks/privacy.py --out out/privacy --parts why --seeds 2 --keep   # why two attacks got stronger
 python benchmarks/privacy.py                                        # writes docs/privacy.md again from that file
 """
 
@@ -29,8 +30,11 @@ ROOT = Path(__file__).parent.parent
 KEPT, PAGE, TEXT = ROOT / "docs/results/privacy.json", ROOT / "docs/privacy.md", ROOT / "benchmarks/privacy.md.in"
 METHOD = "fedvpa-gp"
 CLIP = {"clip": 0.5, "posterior_clip": 4.0, "moments_clip": 120.0}
+STILL = {"untrained", "clipped, no learning"}
+"""Levels in which the server takes no step: the selector stays as it starts."""
 LEVELS: dict[str, dict[str, float]] = {
     "untrained": {},
+    "clipped, no learning": CLIP,
     "off": {},
     "clipped, no noise": CLIP,
     "noise on theta alone": {**CLIP, "noise": 0.2},
@@ -42,7 +46,14 @@ LEVELS: dict[str, dict[str, float]] = {
     },
 }
 PARTS: dict[str, dict[str, Any]] = {
-    "small": {"overrides": ["federation.rounds=60", "evaluation.every=60"], "levels": list(LEVELS), "attacks": True},
+    "small": {
+        "overrides": ["federation.rounds=60", "evaluation.every=60"],
+        "levels": [level for level in LEVELS if level != "clipped, no learning"], "attacks": True,
+    },
+    "why": {
+        "overrides": ["federation.rounds=60", "evaluation.every=60"],
+        "levels": ["clipped, no noise", "noise on theta alone", "clipped, no learning"], "attacks": True,
+    },
     "large": {
         "overrides": [
             "federation.rounds=60", "evaluation.every=60", "federation.clients=1000",
@@ -57,8 +68,9 @@ PARTS: dict[str, dict[str, Any]] = {
 def run_cell(config_path: str, part: str, level: str, seed: int) -> dict[str, Any]:
     """One training under one level of noise, its accuracy, epsilon and every attack's hits."""
     given = [f"privacy.{k}={v}" for k, v in LEVELS[level].items()]
-    # What the context alone gives: the selector as it starts.
-    given += ["federation.rounds=1", "federation.server_learning_rate=1e-12"] if level == "untrained" else []
+    given += ["federation.server_learning_rate=1e-12"] if level in STILL else []
+    # What the context alone gives.
+    given += ["federation.rounds=1"] if level == "untrained" else []
     attacked = PARTS[part]["attacks"] and level != "untrained"
     config = load_config(config_path, [*PARTS[part]["overrides"], *given, f"seed={seed}", f"method.name={METHOD}"])
     began = time.perf_counter()
@@ -111,14 +123,15 @@ def summarise(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "purity": np.mean([c["purity"] for c in mine]), "attacks": attacks,
             })  # fmt: skip
         head = {k: found[-1][k] for k in ("config", "environment")}
-        first = next(c for c in found if c["part"] == part and c["level"] == "off")
+        first = next(c for c in found if c["part"] == part and c["level"] != "untrained")
         parts[part] = {**head, **{k: first[k] for k in ("clients", "sampled", "rounds")}, "rows": rows}
     return parts
 
 
 def page(kept: dict[str, Any]) -> str:
     """docs/privacy.md: the text with its tables."""
-    parts = {"small": "", "large": "", **{name: _table(part) for name, part in kept.items()}}
+    parts = {"small": "", "large": "", **{name: _table(part) for name, part in kept.items() if name != "why"}}
+    parts["why"] = _why_table(kept["why"]) if "why" in kept else ""
     environment = kept["small"]["environment"]
     hardware = f"commit {environment['commit']}, {environment['processor']}, torch {environment['torch']}"
     text = TEXT.read_text()
@@ -163,11 +176,26 @@ def _attack_table(part: dict[str, Any]) -> str:
     lines = ["| attack / view / signal | " + " | ".join(r["level"] for r in rows) + " |"]
     lines.append("| --- |" + " --- |" * len(rows))
     for name in rows[0]["attacks"]:
-        shown = [
-            f"{r['attacks'][name][0]:.2f} [{r['attacks'][name][1]:.2f}, {r['attacks'][name][2]:.2f}]" for r in rows
-        ]
+        shown = [_interval(r["attacks"][name]) for r in rows]
         lines.append(f"| {name.replace('/', ' / ')} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
+
+
+def _why_table(part: dict[str, Any]) -> str:
+    """The attacks that got stronger under noise on theta alone, beside a training that learns nothing."""
+    names = ("membership/server/theta", "membership/peer/posterior")
+    lines = ["| level | accuracy (unseen) | " + " | ".join(n.replace("/", " / ") for n in names) + " |"]
+    lines.append("| --- |" + " --- |" * (1 + len(names)))
+    for r in part["rows"]:
+        shown = [_interval(r["attacks"][n]) for n in names]
+        lines.append(f"| {r['level']} | {r['accuracy']:.3f} | {' | '.join(shown)} |")
+    head = part["environment"]
+    lines += ["", f"(`--parts why --seeds {part['rows'][0]['seeds']}`; commit {head['commit']}, {head['processor']}.)"]
+    return "\n".join(lines)
+
+
+def _interval(value: Sequence[float]) -> str:
+    return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]"
 
 
 def _scale() -> str:

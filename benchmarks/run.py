@@ -1,4 +1,6 @@
-"""What `make bench` calls: the engine, the features, many clients and the reward, at moderate sizes; one table.
+"""What `make bench` calls: the engine, alone and against Flower's simulation, the features, many clients, the reward.
+
+Moderate sizes; one table.
 
 The engine is timed with one thread, in CPU time, which other load disturbs least; `--threads` changes it.
 
@@ -20,8 +22,6 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 EXTRACTION_TARGET = 2.3
-SCALE_ROUNDS = 4
-"""Rounds of the 10,000 clients; the time of all of them is extrapolated."""
 
 
 def part(name: str, arguments: list[str]) -> dict[str, Any] | None:
@@ -66,11 +66,13 @@ def main() -> None:
         "rounds.py": part(
             "rounds.py", ["--sizes", args.sizes, "--repeats", str(args.repeats), "--threads", str(args.threads)]
         ),
+        "simulation.py": part("simulation.py", []),
         "features.py": part("features.py", ["--pairs", str(args.pairs)]),
-        "scale.py": part("scale.py", ["--rounds", str(SCALE_ROUNDS)]),
+        "scale.py": part("scale.py", []),
         "rewards.py": part("rewards.py", ["--prompts", "3", "--threads", str(args.threads)]),
     }
-    targets = [t for name in ("rounds.py", "scale.py", "rewards.py") for t in (parts[name] or {}).get("targets", [])]
+    timed = ("rounds.py", "simulation.py", "scale.py", "rewards.py")
+    targets = [t for name in timed for t in (parts[name] or {}).get("targets", [])]
     targets += extraction_targets(parts["features.py"]) if parts["features.py"] else []
     failed = [name for name, result in parts.items() if result is None]
     show(targets, failed)

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
-from test_deployment import free_ports
 
 from fedvpa.apps.cli import main
 from fedvpa.evaluation.result_files import read_results
 from fedvpa.federation import checkpoint
+from simulation import simulate
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 AT_CLIENTS = ("effective_components", "same_group_weight")
-
-
-def end(home: Path) -> None:
-    """Everything that runs with this Flower folder."""
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("FLWR_HOME") == str(home):
-                process.kill()
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
 
 
 NOISE = ("clip=0.5", "noise=0.5", "posterior_clip=2", "posterior_noise=0.5", "moments_clip=50", "moments_noise=3")
@@ -40,29 +24,8 @@ def test_the_simulation_gives_the_same_model_and_table(
 ) -> None:
     settings = ("federation.rounds=4", "federation.dtype=float64", "output.tensorboard=false", *private)
     assert main(["train", str(experiment), *settings, "--out", str(tmp_path / "vectorised")]) == 0
-    home, run, ports = tmp_path / "flwr", tmp_path / "run", free_ports(2)
-    environment = {
-        **os.environ,
-        "FLWR_HOME": str(home),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(ports[0]),
-        "FLWR_LOCAL_CONTROL_API_PORT": str(ports[1]),
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    overrides = f'experiment="{experiment}" out="{run}" settings="{" ".join(settings)}"'
-    nodes = "num-supernodes=4 client-resources-num-cpus=1"
-    command = ["flwr", "run", str(ROOT), "--run-config", overrides, "--federation-config", nodes]
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        deadline = time.monotonic() + 300
-        while not (run / "report.html").exists():
-            assert time.monotonic() < deadline, (home / "local-superlink/superlink.log").read_text()[-4000:]
-            time.sleep(0.5)
-    finally:
-        end(home)
+    run = tmp_path / "run"
+    simulate(experiment, settings, 4, run, tmp_path / "flwr", patience=300)
     one, two = (checkpoint.load(folder / "checkpoints") for folder in (run, tmp_path / "vectorised"))
     assert one is not None
     assert two is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from fedvpa.evaluation import attacks
 from fedvpa.evaluation.attacks import Outcome, Watch, interval, nearest_group, run_attacks, thresholded
 from fedvpa.evaluation.experiment import run_method
+from fedvpa.federation import privacy, rounds
 from fedvpa.federation.rounds import run_clients, sample_clients
-from toy import settings, world
+from toy import method_of, settings, world
 
 
 def normals(n: int, shift: float, seed: int, each: int = 1) -> list[torch.Tensor]:
@@ -89,6 +91,19 @@ def test_unprotected_messages_tell_pairs_and_groups_and_noise_hides_them() -> No
     assert (
         noised["group", "server", "theta"] > 0.5
     )  # clipping alone hides nothing from a server without secure aggregation
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_a_peer_recognises_the_very_statistics_also_behind_a_clip(clip: float | None) -> None:
+    tree = {"federation__clients": 24, "federation__unseen_clients": 24, "privacy__posterior_clip": clip}
+    prepared = world(settings(**tree))
+    method = method_of(prepared)
+    state = rounds.start(method, prepared.config, 24)
+    sent = attacks._statistics(method, prepared, state.server, prepared.data.clients["seen"])
+    means, variances = sent if clip is None else privacy.clipped_posteriors(*sent, clip)
+    server = replace(state.server, means=means, variances=variances, counts=torch.ones(24, dtype=torch.int64))
+    found = attacks._clients_from_prior(method, prepared, replace(state, server=server))
+    assert found.advantage > 0.9
 
 
 def test_the_uploads_that_are_attacked_are_those_that_trained() -> None:

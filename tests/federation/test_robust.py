@@ -59,6 +59,39 @@ def test_krum_leaves_out_those_that_are_far_and_weighs_the_others() -> None:
         torch.testing.assert_close(v, torch.tensordot(weight, rows[k][keep], dims=1))
 
 
+def flowers(strategy: str, rows: dict[str, torch.Tensor], **options: float) -> dict[str, torch.Tensor]:
+    """What a strategy of Flower's makes of one reply per client."""
+    app, serverapp = pytest.importorskip("flwr.app"), pytest.importorskip("flwr.serverapp")
+    identity = pytest.importorskip("flwr.supercore.task_identity").TaskIdentity
+    identity.run_id, identity.node_id, identity.task_id = 1, 1, 1  # a SuperLink would set them
+    replies = []
+    for i, weight in enumerate(WEIGHTS[: len(next(iter(rows.values())))].tolist()):
+        content = app.RecordDict({
+            "arrays": app.ArrayRecord({k: app.Array(v[i].numpy()) for k, v in rows.items()}),
+            "metrics": app.MetricRecord({"num-examples": weight}),
+        })  # fmt: skip
+        asked = app.Message(app.RecordDict(), dst_node_id=i + 1, message_type="train")
+        asked.metadata.__dict__["_message_id"] = str(i)
+        replies.append(app.Message(content, reply_to=asked))
+    arrays, _ = getattr(serverapp.strategy, strategy)(**options).aggregate_train(1, replies)
+    assert arrays is not None
+    return {k: torch.from_numpy(v.numpy()) for k, v in arrays.items()}
+
+
+@given(st.integers(4, 10), st.sampled_from([0.1, 0.2, 0.3, 0.45]), st.integers(0, 99))
+@hypothesis_settings(max_examples=15, deadline=None)
+def test_every_rule_is_flowers_own(clients: int, share: float, seed: int) -> None:
+    rows, f = changes(clients, seed), robust.liars(clients, share)
+    krum = {"num_malicious_nodes": f, "num_nodes_to_select": clients - f}
+    for ours, theirs in (
+        (robust.median(rows), flowers("FedMedian", rows)),
+        (robust.trimmed_mean(rows, share), flowers("FedTrimmedAvg", rows, beta=share)),
+        (robust.krum(rows, WEIGHTS[:clients], share), flowers("MultiKrum", rows, **krum)),
+    ):
+        for k, v in ours.items():
+            torch.testing.assert_close(v, theirs[k], rtol=1e-9, atol=1e-12)
+
+
 def test_one_honest_client_is_the_aggregate_of_every_rule() -> None:
     rows = changes(1)
     for found in (robust.median(rows), robust.trimmed_mean(rows, 0.4), robust.krum(rows, WEIGHTS[:1], 0.4)):

@@ -1,12 +1,14 @@
 """Balanced k-means: sizes, separated blobs, and indices that keep their meaning."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 from fedvpa.methods import clustering
 from fedvpa.methods.clustering import Clusters, choose_clusters
@@ -101,14 +103,47 @@ def test_the_number_of_clusters_is_found_where_they_are_apart(groups: int) -> No
     assert choose_clusters(means[:2], "none", g) == 1
 
 
-@pytest.mark.parametrize("clusters", [2, 5])
-def test_the_transport_problem_has_the_assignments_optimum(clusters: int) -> None:
-    generator = np.random.default_rng(clusters)
-    distance = generator.random((60, clusters)) + np.arange(clusters)  # cluster 0 is the nearest of most
-    low, high = 8, 40 if clusters == 2 else 20
-    slots, transport = clustering.assign(distance, low, high), clustering._transport(distance, low, high)
-    sizes = np.bincount(transport, minlength=clusters)
-    assert low <= sizes.min()
-    assert sizes.max() <= high
-    users = np.arange(60)
-    np.testing.assert_allclose(distance[users, transport].sum(), distance[users, slots].sum())
+def by_linear_programme(distance: np.ndarray, low: int, high: int) -> float:
+    """The cost of the cheapest assignment within the bounds, found another way."""
+    users, clusters = distance.shape
+    sizes = np.tile(np.eye(clusters), users)
+    found = linprog(
+        distance.ravel(),
+        A_ub=np.concatenate([sizes, -sizes]),
+        b_ub=np.repeat([high, -low], clusters),
+        A_eq=np.kron(np.eye(users), np.ones(clusters)),
+        b_eq=np.ones(users),
+    )
+    return float(found.fun)
+
+
+@given(st.integers(8, 60), st.integers(2, 8), st.sampled_from(["equal", "bounded"]), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_the_assignment_is_the_linear_programmes_from_any_start(
+    users: int, clusters: int, balance: str, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    distance = generator.random((users, clusters)) + np.arange(clusters)  # cluster 0 is the nearest of most
+    low, high = clustering.size_bounds(users, clusters, balance)
+    best = by_linear_programme(distance, low, high)
+    for start in (None, generator.integers(0, clusters, users)):
+        found = clustering.assign(distance, low, high, start)
+        sizes = np.bincount(found, minlength=clusters)
+        assert low <= sizes.min() <= sizes.max() <= high
+        assert distance[np.arange(users), found].sum() == pytest.approx(best, rel=1e-9)
+
+
+def test_users_in_one_place_are_divided_as_the_bounds_demand() -> None:
+    found = clustering.assign(np.zeros((20, 4)), 5, 5)
+    assert np.bincount(found).tolist() == [5, 5, 5, 5]
+
+
+def test_many_users_need_no_memory_for_every_pair_of_them() -> None:
+    generator = np.random.default_rng(0)
+    distance = generator.random((10_000, 4)) + 0.3 * np.arange(4)
+    tracemalloc.start()
+    found = clustering.assign(distance, *clustering.size_bounds(10_000, 4, "equal"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (np.bincount(found) == 2500).all()
+    assert peak < 10 * distance.nbytes

@@ -300,14 +300,18 @@ def _statistics(
 
 
 def _clients_from_prior(method: FedVPAGP, prepared: Prepared, state: TrainingState) -> Outcome:
-    """The same from the prior: is one of its components much closer to the user's statistics than the next one?"""
-    server = state.server
+    """The same from the prior: is one of its components much closer to the user's statistics than the next one?
+
+    The adversary knows the bound to which clients clip their statistics, and does the same.
+    """
+    server, clip = state.server, prepared.config.privacy.posterior_clip
     known = server.counts > 0
     shown = torch.cat([server.means, server.variances], -1)[known]
     scores = []
     for population, present in (("seen", known), ("unseen", None)):
         clients = prepared.data.clients[population]
-        own = torch.cat(_statistics(method, prepared, server, clients), -1)
+        stats = _statistics(method, prepared, server, clients)
+        own = torch.cat(stats if clip is None else privacy.clipped_posteriors(*stats, clip), -1)
         nearest = torch.cdist(own, shown).topk(2, largest=False).values.clamp(min=1e-12).log()
         gap = (nearest[:, 1] - nearest[:, 0]).unsqueeze(-1)
         scores.append(list(gap if present is None else gap[present]))

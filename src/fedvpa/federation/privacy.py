@@ -88,18 +88,28 @@ def clipped_changes(theta: Theta, trained: Theta, clip: float) -> Theta:
 
 
 def noised_posteriors(upload: Upload, p: PrivacyConfig, seed: int, round: int) -> tuple[Tensor, Tensor]:
-    """Means and variances (K, dim): (mubar, sbar^2 - 1) clipped as one vector, noised, put together again.
-
-    The origin of the clipping is N(0, I), the posterior of a user of whom nothing is known.
-    """
+    """Means and variances (K, dim) of the upload, clipped (`clipped_posteriors`) and noised."""
     assert p.posterior_clip is not None
-    message = torch.cat([upload.means, upload.variances - 1], -1)
-    factor = (p.posterior_clip / message.norm(dim=-1, keepdim=True).clamp(min=1e-30)).clamp(max=1)
     draw = [
-        torch.randn(message.shape[-1], generator=generator(seed, "privacy-posterior", round, int(i)))
+        torch.randn(2 * upload.means.shape[-1], generator=generator(seed, "privacy-posterior", round, int(i)))
         for i in upload.ids.tolist()
     ]
-    noise = p.posterior_noise * p.posterior_clip * torch.stack(draw).to(message)
+    noise = p.posterior_noise * p.posterior_clip * torch.stack(draw).to(upload.means)
+    return clipped_posteriors(upload.means, upload.variances, p.posterior_clip, noise)
+
+
+def clipped_posteriors(
+    means: Tensor, variances: Tensor, clip: float, noise: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Means and variances (K, dim): (mubar, sbar^2 - 1) clipped as one vector, plus the noise, put together again.
+
+    The origin of the clipping is N(0, I), the posterior of a user of whom nothing is known.
+
+    Args:
+        noise: (K, 2 dim).
+    """
+    message = torch.cat([means, variances - 1], -1)
+    factor = (clip / message.norm(dim=-1, keepdim=True).clamp(min=1e-30)).clamp(max=1)
     means, variances = (message * factor + noise).chunk(2, -1)
     return means, (1 + variances).clamp(min=LEAST_VARIANCE)
 

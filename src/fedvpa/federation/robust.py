@@ -1,4 +1,8 @@
-"""Aggregation and acceptance that withstand some clients that lie. Pure functions over a round's uploads."""
+"""Aggregation and acceptance that withstand some clients that lie. Pure functions over a round's uploads.
+
+Median, trimmed mean and Krum are Flower's rules up to rounding (a test compares them), and not Flower's code: that
+takes one reply per client, where a node here may answer for thousands, and the vectorised engine works without Flower.
+"""
 
 from __future__ import annotations
 

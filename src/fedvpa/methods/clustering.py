@@ -6,17 +6,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy import sparse
-from scipy.optimize import linear_sum_assignment, linprog
+from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import kmeans_plusplus
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 FEWEST, MOST = 2, 8
 """The numbers of clusters among which `choose_clusters` chooses."""
-
-LARGE = 10**7
-"""Users times slots above which sizes are bounded by a linear programme: 10,000 users would need gigabytes of slots."""
 
 Balance = Literal["equal", "bounded", "none"]
 
@@ -38,60 +34,108 @@ def size_bounds(users: int, clusters: int, balance: Balance) -> tuple[int, int]:
     return 0, users
 
 
-def assign(distance: np.ndarray, low: int, high: int) -> np.ndarray:
+def assign(distance: np.ndarray, low: int, high: int, start: np.ndarray | None = None) -> np.ndarray:
     """The cheapest assignment of users to clusters whose sizes lie in [low, high].
 
+    Everybody's nearest cluster where that is allowed. Otherwise a minimum-cost flow on the graph of the clusters alone:
+    users move along negative cycles until there is none, which is when a flow is the cheapest (Klein 1967). Memory is
+    in proportion to the number of users.
+
     Args:
-        distance: (users, clusters) costs.
+        distance: (users, clusters) costs; clusters * low <= users <= clusters * high.
+        start: (users,) clusters to begin from, such as those of nearly the same costs; the nearest by default.
 
     Returns:
-        (users,) clusters. Solved as an assignment to `high` slots per cluster, of which the first `low` carry a bonus
-        larger than any cost, so that all of them are filled; for many users, whose slots would fill the memory, as the
-        transport problem that it is.
+        (users,) clusters.
     """
     nearest = distance.argmin(1)
     sizes = np.bincount(nearest, minlength=distance.shape[1])
     if sizes.min() >= low and sizes.max() <= high:
         return nearest
-    if len(distance) * distance.shape[1] * high > LARGE:
-        return _transport(distance, low, high)
-    slots = np.repeat(distance, high, axis=1)
-    bonus = np.tile(np.arange(high) < low, distance.shape[1])
-    slots[:, bonus] -= (distance.max() + 1) * (len(distance) + 1)
-    _, column = linear_sum_assignment(slots)
-    return column // high
+    label = nearest if start is None else start.copy()
+    while (moves := _cheaper(distance, label, low, high)) is not None:
+        for users, to in moves:
+            label[users] = to
+    return label
 
 
-def _transport(distance: np.ndarray, low: int, high: int) -> np.ndarray:
-    """`assign` as a linear programme; the simplex method ends in a corner, where nobody is divided."""
-    users, clusters = distance.shape
-    each = sparse.kron(sparse.eye_array(users), np.ones((1, clusters)), format="csr")
-    sizes = sparse.kron(np.ones((1, users)), sparse.eye_array(clusters), format="csr")
-    found = linprog(
-        distance.ravel(),
-        A_ub=sparse.vstack([sizes, -sizes]),
-        b_ub=np.repeat([high, -low], clusters),
-        A_eq=each,
-        b_eq=np.ones(users),
-        bounds=(0, 1),
-        method="highs-ds",
-    )
-    return found.x.reshape(users, clusters).argmax(1)
+def _cheaper(distance: np.ndarray, label: np.ndarray, low: int, high: int) -> list[tuple[np.ndarray, int]] | None:
+    """Which users to move to which clusters so that the assignment becomes cheaper, or nearer to the bounds; None: it
+    is the best.
+
+    Nodes are the clusters and, last, the outside, through which one cluster grows at another's cost. An edge costs what
+    its cheapest user costs; whoever must leave or is missing pays for any path. Along the cycle as many users move as
+    gain by it.
+    """
+    clusters = outside = distance.shape[1]
+    sizes = np.bincount(label, minlength=clusters)
+    members = [np.flatnonzero(label == k) for k in range(clusters)]
+    cost = distance.T
+    extra = [cost[:, users] - cost[k, users] for k, users in enumerate(members)]  # (clusters, users of k)
+    edge = np.full((clusters + 1, clusters + 1), np.inf)
+    for k in np.flatnonzero(sizes):
+        edge[k, :clusters] = extra[k].min(1)
+    scale = float(np.abs(distance).max()) + 1
+    must, tolerance = -4.0 * (clusters + 1) * scale, 1e-12 * scale
+    edge[outside, :clusters] = np.where(sizes > high, must, np.where(sizes > low, 0.0, np.inf))
+    edge[:clusters, outside] = np.where(sizes < low, must, np.where(sizes < high, 0.0, np.inf))
+    np.fill_diagonal(edge, np.inf)
+    cycle = _negative_cycle(edge, tolerance)
+    if cycle is None:
+        return None
+    steps = list(zip(cycle, [*cycle[1:], cycle[0]], strict=True))
+    paths = [(a, b) for a, b in steps if outside not in (a, b)]
+    many, toll = min(sizes[a] for a, _ in paths), 0.0
+    for a, b in steps:
+        if outside in (a, b):
+            size, toll = sizes[min(a, b)], toll + edge[a, b]
+            rooms = (size - high, size - low) if a == outside else (low - size, high - size)
+            many = min(many, next(room for room in rooms if room > 0))
+    slack = -toll - sum(edge[a, b] for a, b in paths)  # nobody moves who alone costs so much more than the cheapest
+    gain, order = np.full(many, toll), []
+    for a, b in paths:
+        able = np.flatnonzero(extra[a][b] <= edge[a, b] + slack)
+        order.append(able[np.argsort(extra[a][b, able], kind="stable")][:many])
+        gain = gain[: len(order[-1])] + extra[a][b, order[-1][: len(gain)]]
+    chosen = max(1, int((gain < -tolerance).sum()))  # the costs ascend, and the first of them is the cycle's
+    return [(members[a][users[:chosen]], b) for (a, b), users in zip(paths, order, strict=True)]
+
+
+def _negative_cycle(edge: np.ndarray, tolerance: float) -> list[int] | None:
+    """Nodes of a cycle whose edges (nodes, nodes) sum to less than -tolerance, or None (Bellman and Ford)."""
+    nodes = len(edge)
+    cost, parent = np.zeros(nodes), np.full(nodes, -1)
+    for _ in range(nodes):
+        through = cost[:, None] + edge
+        best = through.argmin(0)
+        shorter = through[best, np.arange(nodes)] < cost - tolerance
+        if not shorter.any():
+            return None
+        cost = np.where(shorter, through[best, np.arange(nodes)], cost)
+        parent = np.where(shorter, best, parent)
+    node = int(np.flatnonzero(shorter)[0])
+    for _ in range(nodes):
+        node = int(parent[node])
+    cycle = [node]
+    while (node := int(parent[node])) != cycle[0]:
+        cycle.append(node)
+    return cycle[::-1]
 
 
 def _lloyd(
     x: np.ndarray, centroids: np.ndarray, low: int, high: int, steps: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    labels = np.full(len(x), -1)
+    labels, squares = None, (x**2).sum(1)
     for _ in range(steps):
-        distance = ((x[:, None] - centroids[None]) ** 2).sum(-1)
-        new = assign(distance, low, high)
-        if (new == labels).all():
+        distance = np.asfortranarray(squares[:, None] - x @ (2 * centroids.T) + (centroids**2).sum(1))
+        new = assign(distance, low, high, labels)
+        if labels is not None and (new == labels).all():
             break
         labels = new
         for k in range(len(centroids)):
             if (labels == k).any():
                 centroids[k] = x[labels == k].mean(0)
+    assert labels is not None
     inertia = float(((x - centroids[labels]) ** 2).sum())
     return labels, centroids, inertia
 
