@@ -4,7 +4,8 @@ For each size a federation of as many clients, all sampled in every round, each 
 natural way. Both train `configs/synthetic.yaml` as a user would, `fedvpa train` in one process with one thread, and
 `flwr run` with as many workers of one thread as there are cores; all parts of the method are on from the first round.
 Time is that of a round as the server sees it, without evaluation: the median of all rounds but the first, in which both
-load code (and Flower's workers the data). That both did the same is checked on the last round's loss.
+load code (and Flower's workers the data). Ours trains before and after Flower's. That both did the same is checked on
+the last round's loss. Other load on the machine disturbs rounds of milliseconds most; the page says how much there was.
 
     python benchmarks/simulation.py --sizes 10,50 --json simulation.json
 """
@@ -107,27 +108,34 @@ def simulate(experiment: Path, changes: Sequence[str], nodes: int, out: Path, ho
             time.sleep(0.5)
 
 
+def vectorised(experiment: Path, changes: Sequence[str], out: Path) -> list[dict[str, Any]]:
+    """A line of figures per round of `fedvpa train`."""
+    train = [sys.executable, "-m", "fedvpa.apps.cli", "train", str(experiment), *changes, "--out", str(out)]
+    subprocess.run(train, check=True, capture_output=True, text=True, env={**os.environ, **ONE_THREAD})
+    return read_metrics(out / "metrics.jsonl")
+
+
 def measure(clients: int, folder: Path) -> dict[str, Any]:
     """Both engines, one after the other."""
     experiment, changes = ROOT / "configs" / "synthetic.yaml", settings(clients)
-    here, there = folder / "vectorised", folder / "flower"
-    train = [sys.executable, "-m", "fedvpa.apps.cli", "train", str(experiment), *changes, "--out", str(here)]
-    subprocess.run(train, check=True, capture_output=True, text=True, env={**os.environ, **ONE_THREAD})
     rounds = WARM_UP + TIMED
     patience = START + rounds * SECONDS_PER_CLIENT * clients / (os.cpu_count() or 1)
-    simulate(experiment, changes, clients, there, folder / "home", patience)
-    mine, flowers = (read_metrics(run / "metrics.jsonl") for run in (here, there))
-    losses = [run[-1]["loss"] for run in (mine, flowers)]
+    before = vectorised(experiment, changes, folder / "before")
+    simulate(experiment, changes, clients, folder / "flower", folder / "home", patience)
+    theirs = read_metrics(folder / "flower" / "metrics.jsonl")
+    ours = [before, vectorised(experiment, changes, folder / "after")]
+    losses = [before[-1]["loss"], theirs[-1]["loss"]]
     if abs(losses[0] - losses[1]) > 1e-3 * abs(losses[0]):
         raise RuntimeError(f"the engines disagree: loss {losses[0]} and {losses[1]} after {rounds} rounds")
-    seconds = [statistics.median(row["seconds"] for row in run[WARM_UP:]) for run in (mine, flowers)]
+    mine, flowers = ([row["seconds"] for run in runs for row in run[WARM_UP:]] for runs in (ours, [theirs]))
+    seconds = [statistics.median(mine), statistics.median(flowers)]
     return {
         "clients": clients,
         "vectorised": seconds[0],
         "flower": seconds[1],
         "ratio": seconds[1] / seconds[0],
-        "all_vectorised": [row["seconds"] for row in mine],
-        "all_flower": [row["seconds"] for row in flowers],
+        "all_vectorised": mine,
+        "all_flower": flowers,
         "loss": losses,
     }
 
@@ -149,9 +157,10 @@ def page(result: dict[str, Any]) -> str:
         "# The engine against Flower's simulation",
         "",
         "Written by `python benchmarks/simulation.py --page docs/simulation.md`, which says what is timed; "
-        f"{machine['commit']}, {machine['processor']}.",
-        f"`configs/synthetic.yaml`, `fedvpa-gp`, all clients sampled, {TIMED} rounds after {WARM_UP} of warm-up. Ours: "
-        f"one process, one thread. Flower: one SuperNode per client, {result['cores']} workers of one thread.",
+        f"{machine['commit']}, {machine['processor']}, {result['cores']} cores, on which {result['load']:.1f} other "
+        "processes were running.",
+        f"`configs/synthetic.yaml`, `fedvpa-gp`, all clients sampled, {TIMED} rounds after {WARM_UP} of warm-up.",
+        f"Ours: one process, one thread. Flower: one SuperNode per client, {result['cores']} workers of one thread.",
         "",
         "| clients = SuperNodes | vectorised, s per round | Flower's simulation, s per round | ratio | target |",
         "| ---: | ---: | ---: | ---: | ---: |",
@@ -183,13 +192,14 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="write the table to this file")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
-    rows, console, machine = [], Console(), environment()
+    rows, console, machine, load = [], Console(), environment(), os.getloadavg()[0]
     for clients in map(int, args.sizes.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(clients, Path(folder)))
         print(f"{clients} clients: {rows[-1]['ratio']:.1f}x", file=sys.stderr, flush=True)
     show(rows, console)
-    result = {"environment": machine, "cores": os.cpu_count(), "simulation": rows, "targets": targets(rows)}
+    result = {"environment": machine, "cores": os.cpu_count(), "load": load, "simulation": rows}
+    result["targets"] = targets(rows)
     for t in result["targets"]:
         console.print(f"{t['name']}: {t['value']:.1f} (target {t['target']}): {'met' if t['met'] else 'missed'}")
     if args.page:
