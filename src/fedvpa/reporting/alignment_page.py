@@ -6,15 +6,14 @@ All functions take ``alignment.json`` as a plain tree.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from fedvpa.reporting.pages import template
 from fedvpa.reporting.plots import MARKERS, PALETTE, draw, panels
 
 Result = Mapping[str, Any]
@@ -100,16 +99,8 @@ def blend_figure(result: Result) -> str | None:
 def render(result: Result, config_yaml: str) -> str:
     """The page as text."""
     heads, rows = switching_rows(result) if result["switching"] else ([], [])
-    environment = Environment(
-        loader=PackageLoader("fedvpa.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     figure = blend_figure(result)
-    return environment.get_template("alignment.html.j2").render(
-        css=Markup(files("fedvpa.reporting").joinpath("report.css").read_text(encoding="utf-8")),
+    return template("alignment.html.j2").render(
         result=result,
         heads=heads,
         rows=rows,

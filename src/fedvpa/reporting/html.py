@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fedvpa.config import MethodConfig
 from fedvpa.evaluation.result_files import write_text
 from fedvpa.evaluation.results import Row
 from fedvpa.reporting import plots, plots_latent, tables, words
+from fedvpa.reporting.pages import template
 from fedvpa.reporting.tables import Results
 
 Metrics = Sequence[Mapping[str, Any]]
@@ -56,17 +55,9 @@ def render_report(results: Results, metrics: Metrics, config_yaml: str) -> str:
     rows = tables.main_rows(results, size)
     columns = tables.filled_columns([*tables.ACCURACY, *tables.LATENT, *tables.COST], rows)
     group_names, group_rows = words.group_rows(results, size)
-    environment = Environment(
-        loader=PackageLoader("fedvpa.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         title=(config.get("data") or {}).get("name") or "run",
         subtitle=words.subtitle(results),
-        css=Markup(files("fedvpa.reporting").joinpath("report.css").read_text(encoding="utf-8")),
         headline=words.headline(results, size),
         leaking=(config.get("evaluation") or {}).get("protocol") == "pair-leak",
         notes=results["notes"],
