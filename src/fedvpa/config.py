@@ -104,7 +104,9 @@ class BackboneConfig(Section):
         description="Layer whose output is used: an index (1 is the first block's output), or a share of the depth.",
     )
     pooling: Literal["mean", "last"] = Field("mean", description="Pooling over the response's tokens.")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="auto: bfloat16.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="auto: bfloat16; float32 on a CPU without instructions for bfloat16."
+    )
     max_tokens: int = Field(1024, ge=16, description="Longest prompt plus response; longer ones are cut from the left.")
     batch_tokens: int = Field(4096, ge=64, description="Tokens in one batch, padding included.")
     choice_logits: bool = Field(

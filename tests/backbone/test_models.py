@@ -13,8 +13,8 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 
-from fedvpa.backbone import EMBEDDED, cache_dir, models, resolve
-from fedvpa.config import ExperimentConfig, OutputConfig
+from fedvpa.backbone import EMBEDDED, Backbone, cache_dir, models, resolve
+from fedvpa.config import BackboneConfig, ExperimentConfig, OutputConfig
 from fedvpa.errors import UserError
 from tiny_model import save_llama, save_tokenizer
 
@@ -22,11 +22,29 @@ from tiny_model import save_llama, save_tokenizer
 def test_a_local_folder(tiny, tmp_path) -> None:
     found = resolve(str(tiny), None, tmp_path)
     assert (found.depth, found.dim, found.max_positions, found.window) == (4, 32, 512, None)
-    lm, tokenizer = models.load(found, "auto", torch.device("cpu"))
+    lm, tokenizer = models.load(found, "bfloat16", torch.device("cpu"))
     assert lm.dtype == torch.bfloat16
     assert not any(p.requires_grad for p in lm.parameters())
     assert not lm.training
     assert len(tokenizer) == 258
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "device", "dtype"),
+    [
+        ({"avx2": True, "avx512_bf16": False}, "cpu", torch.float32),
+        ({"avx512_bf16": True}, "cpu", torch.bfloat16),
+        ({"avx2": True}, "cuda", torch.bfloat16),
+    ],
+)
+def test_bfloat16_only_where_it_is_not_emulated(tiny, tmp_path, monkeypatch, capabilities, device, dtype) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert models.choose_dtype("auto", torch.device(device)) == dtype
+    assert models.choose_dtype("float16", torch.device(device)) == torch.float16
+    if device == "cpu":
+        found = resolve(str(tiny), None, tmp_path)
+        assert models.load(found, "auto", torch.device("cpu"))[0].dtype == dtype
+        assert Backbone(BackboneConfig(model=str(tiny)), tmp_path).identity["dtype"] == str(dtype).split(".")[1]
 
 
 def test_the_fingerprint_is_the_contents(tiny, tmp_path) -> None:

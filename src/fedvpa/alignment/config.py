@@ -18,7 +18,9 @@ class PolicyConfig(Section):
 
     model: str | None = Field(None, description="A causal LM as in backbone.model; empty: the selector's backbone.")
     revision: str | None = Field(None, description="Hub revision of `model`.")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="auto: bfloat16.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="auto: bfloat16; float32 on a CPU without instructions for bfloat16."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where it generates and is trained.")
 
 

