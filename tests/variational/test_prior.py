@@ -148,3 +148,10 @@ def test_absent_peers_weigh_nothing_and_rows_sum_to_one(present: list[bool], tau
     p = prior.with_standard(w.unsqueeze(0), draw(2, 4, DIM), draw(3, 4, DIM).exp(), 0.5, 0.05)
     prior.log_density(draw(4, 1, 2, DIM), p).sum().backward()
     assert pi.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_gradient_of_the_log_density_is_autograds(seed: int) -> None:
+    p, z = mixture(seed, 4, 0.1, 0.05), draw(seed + 9, 5, DIM).requires_grad_(True)
+    (expected,) = torch.autograd.grad(prior.log_density(z, p).sum(), z)
+    torch.testing.assert_close(prior.log_density_gradient(z.detach(), p), expected)

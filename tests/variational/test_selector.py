@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedvpa.variational.selector import Sizes, Theta, difference, init_theta, score
+from fedvpa.variational.selector import Residual, Sizes, Theta, difference, init_theta, linear_in_latent, score
 
 SIZES = Sizes(features=5, hidden=6, latent=3, encoder=4, prototypes=2)
 
@@ -95,3 +95,12 @@ def test_initialisation_depends_on_the_generator_only() -> None:
     assert all((one[k] == same[k]).all() for k in one)
     assert any((one[k] != other[k]).any() for k in one)
     assert one["selector.alpha"] == 0
+
+
+@pytest.mark.parametrize("residual", ["content", "bias"])
+@pytest.mark.parametrize("with_base", [False, True])
+def test_the_score_is_linear_in_the_latent(residual: Residual, with_base: bool) -> None:
+    theta = model(3, SIZES if residual == "content" else Sizes(5, 6, 3, 4, 2, residual))
+    d, z, base = draw(1, 2, 7, 6), draw(2, 2, 4, 3), draw(3, 2, 7) if with_base else None
+    slope, offset = linear_in_latent(theta, d, base)
+    torch.testing.assert_close(z @ slope.mT + offset.unsqueeze(-2), score(theta, d, z, base))

@@ -143,9 +143,12 @@ def run_cell(config_json: str, cell: Cell, path: Path, lean: bool = False) -> fl
     Args:
         config_json: the configuration; its seed and method are replaced by the cell's.
         path: the JSON that the cell leaves; its arrays go beside it.
-        lean: leave out the report's figures and the rounds' records, which a study has no use for.
+        lean: leave out the report's figures, the rounds' records and their accuracies, which a study has no use for.
     """
     config = cell.config(parse_config(json.loads(config_json)))
+    if lean:
+        watch = config.evaluation.model_copy(update={"every": config.federation.rounds})
+        config = config.model_copy(update={"evaluation": watch})
     prepared = replace(_prepared(data_part(config)), config=config)
     metrics: list[dict[str, Any]] = []
     began = time.perf_counter()

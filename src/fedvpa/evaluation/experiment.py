@@ -259,8 +259,9 @@ def add_rows(run: MethodRun, prepared: Prepared, cost: dict[str, Any]) -> None:
         for population in REPORTED:
             if population not in prepared.panels:
                 continue
+            latent = _latent_values(run, prepared, population, size, initial)
             for how in inferences:
-                row, scores = _row(run, prepared, population, how, size, personal, initial)
+                row, scores = _row(run, prepared, population, how, size, personal, initial, latent)
                 row |= {"default": how == chosen, **shared}
                 run.rows.append(row)
                 run.scores.append(scores)
@@ -297,6 +298,26 @@ def choose_inference(
     return max(inferences, key=accuracy)
 
 
+def _latent_values(
+    run: MethodRun, prepared: Prepared, population: str, size: int | None, initial: Predictor | None
+) -> dict[str, float]:
+    """What rows of every inference have in common: active units, KL and norms beside those at initialisation, and the
+    accuracy with z = 0; empty without a latent."""
+    if not (isinstance(run.predictor, LatentPredictor) and isinstance(initial, LatentPredictor)):
+        return {}
+    panel, config = prepared.panels[population], prepared.config
+    now, before = (
+        diagnostics.latent_metrics(p, panel.context(size or 0), config.seed) for p in (run.predictor, initial)
+    )
+    if config.evaluation.protocol == "pair-leak":
+        return now
+    return {
+        **now,
+        "zero_accuracy": diagnostics.zero_accuracy(run.predictor, panel),
+        **{f"{k}_at_init": before[k] for k in ("active_units", "kl", "mean_norm")},
+    }
+
+
 def _row(
     run: MethodRun,
     prepared: Prepared,
@@ -305,6 +326,7 @@ def _row(
     size: int | None,
     personal: bool,
     initial: Predictor | None,
+    latent: dict[str, float],
 ) -> tuple[dict[str, Any], PairScores]:
     panel, config = prepared.panels[population], prepared.config
     # A seen user without a shared model is fitted on all of its own pairs, whatever the context size.
@@ -320,15 +342,10 @@ def _row(
         "inference": how,
         "context_size": size,
         **measured.values,
+        **latent,
     }
-    if isinstance(run.predictor, LatentPredictor) and isinstance(initial, LatentPredictor):
-        row |= diagnostics.latent_metrics(run.predictor, panel.context(shown), config.seed)
-        if leaking:
-            return row, measured.scores
-        row["zero_accuracy"] = diagnostics.zero_accuracy(run.predictor, panel)
-        before = diagnostics.latent_metrics(initial, panel.context(shown), config.seed)
-        row |= {f"{k}_at_init": before[k] for k in ("active_units", "kl", "mean_norm")}
-        if how != "refined":
+    if isinstance(initial, LatentPredictor):
+        if not leaking and how != "refined":
             row["flip_rate_at_init"] = measure(initial, panel, shown, how, True).values.get("flip_rate")
     elif run.method.name.startswith("oracle") or predictor is not run.predictor:
         row["flip_rate"] = None  # nothing is inferred from a context

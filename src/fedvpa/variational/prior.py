@@ -90,10 +90,29 @@ def log_density(z: Tensor, p: Mixture) -> Tensor:
     Returns:
         (..., samples)
     """
+    return torch.logsumexp(_log_joint(z, p), -1)
+
+
+def log_density_gradient(z: Tensor, p: Mixture) -> Tensor:
+    """d log p_mix(z) / dz = sum_j r_j (m_j - z) / v_j, r_j the probability of component j given z.
+
+    Args:
+        z: (..., samples, dim)
+
+    Returns:
+        (..., samples, dim)
+    """
+    r = _log_joint(z, p).softmax(-1)
+    precision = 1 / p.variances
+    return r @ (p.means * precision) - (r @ precision) * z
+
+
+def _log_joint(z: Tensor, p: Mixture) -> Tensor:
+    """log w_j + log N(z; m_j, v_j), (..., samples, components)."""
     precision = 1 / p.variances
     offset = (p.means**2 * precision + p.variances.log() + LOG_2PI).sum(-1)
     quadratic = (z**2) @ precision.mT - 2 * z @ (p.means * precision).mT + offset.unsqueeze(-2)
-    return torch.logsumexp(p.log_weights.unsqueeze(-2) - 0.5 * quadratic, -1)
+    return p.log_weights.unsqueeze(-2) - 0.5 * quadratic
 
 
 def kl_to_mixture(q: Gaussian, samples: Tensor, p: Mixture, how: Estimator = "mc") -> Tensor:

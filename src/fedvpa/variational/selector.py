@@ -106,3 +106,19 @@ def score(theta: Mapping[str, Tensor], d: Tensor, z: Tensor | None, base_logit: 
     if weight is not None and weight.shape[-2] == 1:
         return logits + affine(z, weight)
     return logits.expand(*logits.shape[:-2], z.shape[-2], -1)
+
+
+def linear_in_latent(theta: Mapping[str, Tensor], d: Tensor, base_logit: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The score as a linear function of z, s = <slope, z> + offset, for many z of the same pairs.
+
+    Args:
+        d: (..., pairs, h); base_logit: (..., pairs) or None.
+
+    Returns:
+        slope (..., pairs, dim) and offset (..., pairs).
+    """
+    weight = theta["selector.weight"]
+    offset = score(theta, d, None, base_logit)
+    if weight.shape[-2] == 1:
+        return weight.expand(*d.shape[:-1], -1), offset
+    return d @ weight / math.sqrt(d.shape[-1]), offset
