@@ -12,6 +12,8 @@ from fedvpa.reporting.plots import DASHES, INK, MARKERS, PALETTE, SOFT, draw, gr
 from fedvpa.reporting.study_tables import called, heading, in_order, metric_words, text
 
 Point = Mapping[str, Any]
+ROOM = 20
+"""Characters of tick labels that stand beside one another in half of the page's width."""
 
 
 def study_figure(figure: Mapping[str, Any], names: Mapping[str, str], study: str) -> str:
@@ -74,7 +76,10 @@ def _lines(
             if all(p["ci_low"] is not None for p in mine):
                 low, high = [p["ci_low"] for p in mine], [p["ci_high"] for p in mine]
                 ax.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
-    ax.set_xticks(range(len(places)), [text(x) for x in places])
+    words = [text(x) for x in places]
+    ax.set_xticks(range(len(words)), words)
+    if sum(map(len, words)) > ROOM:
+        ax.tick_params("x", labelsize=8)
 
 
 def _dots(
