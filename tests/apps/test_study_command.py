@@ -19,6 +19,7 @@ import yaml
 
 from conftest import Cli
 from fedvpa.apps import cells
+from fedvpa.backbone.forward import FrozenLM
 
 
 def write_study(folder: Path, experiment: Path, **changes: Any) -> Path:
@@ -143,6 +144,40 @@ def test_a_failing_cell_is_reported_and_the_others_go_on(
     assert done.code == 0
     assert "3 finished before; 1 to run" in done.err
     assert not (out / "failures.log").exists()
+
+
+def test_layers_and_poolings_come_from_one_pass_and_a_layer_too_deep_fails_alone(
+    experiment: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[set[int]] = []
+    load = FrozenLM.__init__
+
+    def init(lm: FrozenLM, model: Any, dtype: Any, device: Any, layers: Any, max_tokens: int) -> None:
+        loaded.append(set(layers))
+        load(lm, model, dtype, device, layers, max_tokens)
+
+    monkeypatch.setattr(FrozenLM, "__init__", init)
+    run = {
+        "config": str(experiment),
+        "methods": ["fedbt"],
+        "overrides": {"federation.rounds": 1, "output.cache": str(tmp_path / "cache")},
+        "grid": {"backbone.layer": [9, 1, 0.5, 1.0], "backbone.pooling": ["mean", "last"]},
+    }
+    parts: dict[str, Any] = {"tables": [], "figures": [], "checks": [], "seeds": 1, "quick": {}}
+    study, out = write_study(tmp_path, experiment, runs=[run], **parts), tmp_path / "s"
+    done = cli("study", study, "--out", out, "--jobs", 1)
+    assert done.code == 1
+    assert "layer 9 of a model with 4" in done.err
+    assert loaded == [{1, 2, 4}]
+    made = json.loads((out / "summary.json").read_text())["cells"]
+    assert (made["planned"], made["finished"], len(made["failed"])) == (8, 6, 2)
+    assert all("layer=9" in label for label in made["failed"])
+    assert len(list((tmp_path / "cache" / "features").glob("*.sqlite"))) == 6
+    # a grid that grows runs the model only as deep as what it adds
+    run["grid"] = {"backbone.layer": [1, 2, 3, 1.0], "backbone.pooling": ["mean", "last"]}
+    study = write_study(tmp_path, experiment, runs=[run], **parts)
+    assert cli("study", study, "--out", out, "--jobs", 1).code == 0
+    assert loaded == [{1, 2, 4}, {3}]
 
 
 def test_a_quick_study_is_smaller_and_never_overwrites_a_full_one(experiment: Path, tmp_path: Path, cli: Cli) -> None:

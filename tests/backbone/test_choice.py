@@ -82,7 +82,7 @@ def test_long_dialogues_lose_their_beginning_not_the_question(tiny, backbone_of)
 
 def test_a_capped_head(tiny, backbone_of, pairs) -> None:
     backbone = backbone_of(tiny, choice_logits=True)
-    backbone._full_lm.config.final_logit_softcapping = 1e-3
+    backbone._load(frozenset({None})).config.final_logit_softcapping = 1e-3
     found = backbone.encode_pairs(pairs, progress=False)
     assert found.base_logit is not None
     assert 0 < found.base_logit.abs().max() <= 2e-3

@@ -211,8 +211,8 @@ def test_a_state_space_model_falls_back_to_separate_rows(tmp_path, backbone_of, 
 def test_a_short_attention_window_is_not_packed(tiny, backbone_of) -> None:
     backbone = backbone_of(tiny)
     narrow = dataclasses.replace(backbone.model, window=8)
-    assert not FrozenLM(narrow, "float32", backbone.device, 2, 40).packed
-    assert FrozenLM(narrow, "float32", backbone.device, 2, 8).packed
+    assert not FrozenLM(narrow, "float32", backbone.device, {2}, 40).packed
+    assert FrozenLM(narrow, "float32", backbone.device, {2}, 8).packed
 
 
 def test_an_empty_response_is_refused(tiny, backbone_of) -> None:
@@ -230,7 +230,7 @@ def test_nothing_to_encode(tiny, backbone_of) -> None:
 
 def test_out_of_memory_is_explained(tiny, backbone_of, pairs, monkeypatch) -> None:
     backbone = backbone_of(tiny)
-    lm = backbone._lm
+    lm = backbone._load(frozenset({backbone.layer}))
 
     def full(**_: object) -> None:
         raise torch.OutOfMemoryError

@@ -18,9 +18,10 @@ from fedvpa.apps.executor import Task, default_jobs, log_failures, run_tasks
 from fedvpa.apps.runs import FAILURES, LOCK, locked
 from fedvpa.apps.study_grid import StudyCell, expand
 from fedvpa.apps.study_plan import Estimator, describe, print_plan
+from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
 from fedvpa.evaluation import tidy
-from fedvpa.evaluation.experiment import encode
+from fedvpa.evaluation.encoding import warm
 from fedvpa.evaluation.result_files import plain, write_bytes, write_text
 from fedvpa.evaluation.study_schema import Study, load_study
 from fedvpa.evaluation.study_summary import summarise_study
@@ -131,21 +132,14 @@ def study(
 
 
 def _run(work: Plan, out: Path, console: Console, threads: int) -> dict[Task, BaseException]:
-    """Computes features, once per data and backbone, then runs the cells; data that cannot be had fail their cells."""
+    """Computes features, then runs the cells; features that cannot be had fail their cells."""
     todo = list({c.address: c for c in work.cells if c.address in work.todo}.values())
-    errors: dict[str, UserError | None] = {}
+    errors = _encode(todo)
     tasks, failures = [], {}
     for cell in todo:
-        key = _features_key(cell)
-        if key not in errors:
-            try:
-                encode(cell.config, load_preferences(cell.config))
-                errors[key] = None
-            except UserError as e:
-                errors[key] = e
         seconds, text = work.todo[cell.address], cell.config.model_dump_json()
         task = Task(str(cell), text, cell.cell, cell.file(work.folder), True, seconds)
-        if (error := errors[key]) is None:
+        if (error := errors.get(_features_key(cell))) is None:
             tasks.append(task)
         else:
             failures[task] = error
@@ -153,12 +147,29 @@ def _run(work: Plan, out: Path, console: Console, threads: int) -> dict[Task, Ba
     return failures | run_tasks(tasks, console, remedy, work.jobs, threads)
 
 
-def _features_key(cell: StudyCell) -> str:
-    """What decides which pairs are encoded, and how."""
+def _encode(cells: Sequence[StudyCell]) -> dict[tuple[str, str], UserError]:
+    """Caches the cells' features, in one pass per data and model; returns what went wrong, by `_features_key`."""
+    passes: dict[str, dict[tuple[str, str], ExperimentConfig]] = {}
+    for cell in cells:
+        key = _features_key(cell)
+        passes.setdefault(key[0], {}).setdefault(key, cell.config)
+    errors: dict[tuple[str, str], UserError] = {}
+    for configs in passes.values():
+        try:
+            errors |= warm(configs, load_preferences(next(iter(configs.values()))))
+        except UserError as e:
+            errors |= dict.fromkeys(configs, e)
+    return errors
+
+
+def _features_key(cell: StudyCell) -> tuple[str, str]:
+    """What decides which pairs are encoded, by which model and where; and which of its layers is pooled how."""
     config = cell.config.model_dump(mode="json")
+    backbone = config["backbone"]
+    view = [backbone.pop(k) for k in ("layer", "pooling")]
     data = {k: config["data"][k] for k in ("name", "path", "subsets", "groups")}
     users = config["federation"] if data["name"] == "jsonl" else None
-    return json.dumps([data, config["backbone"], users])
+    return json.dumps([data, backbone, config["federation"]["device"], users]), json.dumps(view)
 
 
 def _write(

@@ -29,11 +29,12 @@ class ChoiceExtractor:
     An `Item` holds both responses in the order shown; the two orders of a pair share the dialogue's part of the row.
     """
 
-    load: Callable[[], FrozenLM]
+    load: Callable[[frozenset[int | None]], FrozenLM]
     max_tokens: int
     base_identity: Mapping[str, Any]
     label: str = "choice logits"
     dim: int = 1
+    layer: None = None
 
     @property
     def identity(self) -> Mapping[str, Any]:

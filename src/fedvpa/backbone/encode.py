@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedvpa.backbone.choice import ChoiceExtractor
-from fedvpa.backbone.extract import Extraction, Extractor, Item, extract
+from fedvpa.backbone.extract import Extraction, Extractor, Item, View, extract
 from fedvpa.backbone.forward import FrozenLM, pool
 from fedvpa.backbone.models import ResolvedModel, choose_device, choose_dtype, layer_index, resolve
 from fedvpa.backbone.store import Store
@@ -32,9 +32,9 @@ class EncodeReport:
     Attributes:
         pairs: asked for.
         computed: pairs for which the model had to run.
-        cached: pairs that the store had.
+        cached: pairs that the stores had.
         truncated: pairs of which a text was longer than ``max_tokens`` and lost tokens on its left.
-        corrupted: rows of the store that were damaged and computed again.
+        corrupted: rows of the stores that were damaged and computed again.
         tokens: run through the model, without padding.
         seconds: wall clock, loading the model included.
         packed: False if the responses of a pair could not share their prompt exactly; None if nothing was computed.
@@ -106,6 +106,7 @@ class Backbone:
         self.max_tokens = min(config.max_tokens, self.model.max_positions or config.max_tokens)
         self._lock = threading.RLock()
         self._stores: dict[str, Store] = {}
+        self._models: dict[frozenset[int | None], FrozenLM] = {}
 
     @property
     def dim(self) -> int:
@@ -117,14 +118,18 @@ class Backbone:
         """All that the features depend on besides the text."""
         return {**self._base_identity, "kind": "features", "layer": self.layer, "pooling": self.config.pooling}
 
-    def encode_pairs(self, pairs: Sequence[Pair], progress: bool = True) -> Features:
+    def encode_pairs(self, pairs: Sequence[Pair], progress: bool = True, beside: Sequence[Backbone] = ()) -> Features:
         """Features (and, if configured, base choice logits) of pairs.
 
         Args:
             pairs: n pairs.
             progress: show a progress bar, where stderr is a terminal.
+            beside: backbones that differ from this one in layer and pooling only; the features that their caches lack
+                are computed and cached in the same pass of the model.
         """
-        done = self._run(self._features, [Item(p.prompt, (r,)) for p in pairs for r in (p.a, p.b)], progress)
+        assert all(other._base_identity == self._base_identity for other in beside)  # else their caches would be spoilt
+        views = [other._view(other._features) for other in beside]
+        done = self._run(self._features, [Item(p.prompt, (r,)) for p in pairs for r in (p.a, p.b)], progress, views)
         vectors, parts = done.vectors.view(len(pairs), 2, self.dim), [done]
         base_logit = None
         if self.config.choice_logits:
@@ -160,40 +165,42 @@ class Backbone:
             "format": _TEMPLATE,
         }
 
-    def _run(self, extractor: Extractor, items: list[Item], progress: bool) -> Extraction:
+    def _run(self, extractor: Extractor, items: list[Item], progress: bool, beside: Sequence[View] = ()) -> Extraction:
         for item in items:
             if not all(item.responses):
                 raise UserError("an empty response", "remove it, or give it some text", field="response")
         with self._lock:
+            return extract(items, self._view(extractor), self.config.batch_tokens, progress, beside)
+
+    def _view(self, extractor: Extractor) -> View:
+        with self._lock:
             if extractor.label not in self._stores:
                 folder = self.cache / extractor.label.replace(" ", "-")
                 self._stores[extractor.label] = Store(folder, extractor.identity, extractor.dim)
-            return extract(items, extractor, self._stores[extractor.label], self.config.batch_tokens, progress)
+            return View(extractor, self._stores[extractor.label])
+
+    def _load(self, layers: frozenset[int | None]) -> FrozenLM:
+        if layers not in self._models:
+            self._models[layers] = FrozenLM(self.model, self.config.dtype, self.device, layers, self.max_tokens)
+        return self._models[layers]
 
     @cached_property
     def _features(self) -> Extractor:
-        return FeatureExtractor(lambda: self._lm, self.max_tokens, self.identity, self.config.pooling, self.dim)
+        return FeatureExtractor(self._load, self.max_tokens, self.identity, self.layer, self.config.pooling, self.dim)
 
     @cached_property
     def _choice(self) -> Extractor:
-        return ChoiceExtractor(lambda: self._full_lm, self.max_tokens, self._base_identity)
-
-    @cached_property
-    def _lm(self) -> FrozenLM:
-        return FrozenLM(self.model, self.config.dtype, self.device, self.layer, self.max_tokens)
-
-    @cached_property
-    def _full_lm(self) -> FrozenLM:
-        return FrozenLM(self.model, self.config.dtype, self.device, None, self.max_tokens)
+        return ChoiceExtractor(self._load, self.max_tokens, self._base_identity)
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
     """h(x, r): hidden states at one layer, pooled over the response's tokens."""
 
-    load: Callable[[], FrozenLM]
+    load: Callable[[frozenset[int | None]], FrozenLM]
     max_tokens: int
     identity: Mapping[str, Any]
+    layer: int
     pooling: Any
     dim: int
     label: str = "features"

@@ -36,7 +36,7 @@ class Item(NamedTuple):
 
 
 class Extractor(Protocol):
-    """One kind of vector: features or choice logits."""
+    """One kind of vector: features of one layer and pooling, or choice logits; ``layer`` is as for `FrozenLM`."""
 
     @property
     def label(self) -> str: ...
@@ -44,9 +44,18 @@ class Extractor(Protocol):
     def dim(self) -> int: ...
     @property
     def identity(self) -> Mapping[str, Any]: ...
-    def load(self) -> FrozenLM: ...
+    @property
+    def layer(self) -> int | None: ...
+    def load(self, layers: frozenset[int | None]) -> FrozenLM: ...
     def texts(self, lm: FrozenLM, items: Sequence[Item]) -> list[Text]: ...
     def vectors(self, lm: FrozenLM, hidden: Tensor, spans: Sequence[tuple[int, int, int, int]]) -> Tensor: ...
+
+
+class View(NamedTuple):
+    """One kind of vector and the store that keeps it."""
+
+    extractor: Extractor
+    store: Store
 
 
 @dataclass(frozen=True)
@@ -55,9 +64,9 @@ class Extraction:
 
     Attributes:
         vectors: (items, dim) float32.
-        computed: (items,) bool, False where the store had it.
+        computed: (items,) bool, False where the stores had it.
         cut: (items,) int64, tokens cut from each text.
-        corrupted: damaged rows of the store that were computed again.
+        corrupted: damaged rows of the stores that were computed again.
         tokens: run through the model now, without padding.
         seconds: wall clock, loading included.
         packed: whether rows were shared; None if nothing was computed.
@@ -74,37 +83,50 @@ class Extraction:
 
 def extract(
     items: Sequence[Item],
-    extractor: Extractor,
-    store: Store,
+    view: View,
     batch_tokens: int,
     progress: bool,
+    beside: Sequence[View] = (),
 ) -> Extraction:
     """Returns one vector per item, from the store where it has it.
 
     Every batch is stored before the next begins: an interruption (also SIGINT) loses one batch at most.
+
+    Args:
+        beside: other views of the same texts by the same model; what their stores lack is computed in the same pass.
     """
     began = time.perf_counter()
     keys = [item.key for item in items]
     unique = dict(zip(keys, items, strict=True))
-    known, corrupted = store.get(list(unique))
-    missing = {k: item for k, item in unique.items() if k not in known}
+    lacking, corrupted = [], 0
+    for one in (*beside, view):  # the view asked for is the last: its vectors stay in memory, the others' do not
+        known, damaged = one.store.get(list(unique))
+        corrupted += damaged
+        if lack := unique.keys() - known.keys():
+            lacking.append((one, lack))
+    missing = {k: item for k, item in unique.items() if any(k in lack for _, lack in lacking)}
     tokens, packed = 0, None
     if missing:
-        lm = extractor.load()
+        lm = view.extractor.load(frozenset(one.extractor.layer for one, _ in lacking))
         packed = lm.packed
-        todo, texts = list(missing), extractor.texts(lm, list(missing.values()))
+        todo, texts = list(missing), view.extractor.texts(lm, list(missing.values()))
         longest = max(len(t.prompt) + len(t.response) for t in texts)
         batches = make_batches(make_rows(texts, lm.packed, longest), batch_tokens)
-        with _bar(extractor.label, sum(r.tokens for b in batches for r in b), progress) as advance:
+        with _bar(view.extractor.label, sum(r.tokens for b in batches for r in b), progress) as advance:
             for rows in batches:
                 batch = lm.collate(rows)
-                vectors = extractor.vectors(lm, lm.hidden(batch), batch.spans).cpu().numpy()
-                new = {todo[s[0]]: Entry(v, texts[s[0]].cut) for s, v in zip(batch.spans, vectors, strict=True)}
-                store.put(new)
-                known |= new
+                hidden = lm.hidden(batch)
+                for (extractor, store), lack in lacking:
+                    if not (spans := [s for s in batch.spans if todo[s[0]] in lack]):
+                        continue
+                    vectors = extractor.vectors(lm, hidden[extractor.layer], spans).cpu().numpy()
+                    new = {todo[s[0]]: Entry(v, texts[s[0]].cut) for s, v in zip(spans, vectors, strict=True)}
+                    store.put(new)
+                    if store is view.store:
+                        known |= new
                 tokens += batch.tokens
                 advance(batch.tokens)
-    values = np.stack([known[k].value for k in keys]) if keys else np.zeros((0, extractor.dim), np.float32)
+    values = np.stack([known[k].value for k in keys]) if keys else np.zeros((0, view.extractor.dim), np.float32)
     return Extraction(
         vectors=torch.from_numpy(values),
         computed=torch.tensor([k in missing for k in keys], dtype=torch.bool),

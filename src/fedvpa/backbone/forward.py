@@ -1,8 +1,9 @@
-"""The frozen language model, cut off behind the layer that is needed."""
+"""The frozen language model, cut off behind the last layer that is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -23,33 +24,39 @@ class FrozenLM:
         model: from `resolve`.
         dtype: see `load`.
         device: where it runs.
-        layer: index of the last block that is run, from 1; None runs all of it, the final norm included.
+        layers: the blocks whose outputs are wanted, from 1; those behind the last of them are not run. ``{None}`` runs
+            all of the model, the final norm included.
         max_tokens: longest prompt plus continuation that will come.
 
     Attributes:
         renderer: its dialogue format and tokenizer.
         packed: whether continuations can share a row (checked on a small example; not so for state-space models and
             for attention windows shorter than ``max_tokens``).
-        head: the output embeddings, (D) -> (vocabulary); only with ``layer=None``.
+        head: the output embeddings, (D) -> (vocabulary); only where all of it is run.
     """
 
     def __init__(
-        self, model: ResolvedModel, dtype: str, device: torch.device, layer: int | None, max_tokens: int
+        self,
+        model: ResolvedModel,
+        dtype: str,
+        device: torch.device,
+        layers: Collection[int | None],
+        max_tokens: int,
     ) -> None:
         lm, tokenizer = load(model, dtype, device)
         self.renderer = Renderer(tokenizer)
         self.config = lm.config.get_text_config()
-        self.head = lm.get_output_embeddings() if layer is None else None
+        self.head = lm.get_output_embeddings() if None in layers else None
         self._base = lm.base_model
-        self._captured: Tensor | None = None
-        if layer is not None:
-            self._cut(layer, model.depth)
+        self._captured: dict[int | None, Tensor] = {}
+        if None not in layers:
+            self._cut(sorted(n for n in layers if n is not None), model.depth)
         self.dtype, self.device = next(self._base.parameters()).dtype, device
         self.packed = (model.window is None or model.window >= max_tokens) and self._packing_is_exact()
 
     @torch.inference_mode()
-    def hidden(self, batch: Batch) -> Tensor:
-        """Hidden states (rows, length, D) at the output of the last block that is run.
+    def hidden(self, batch: Batch) -> dict[int | None, Tensor]:
+        """Hidden states (rows, length, D) at the output of each of the layers.
 
         Raises:
             UserError: the accelerator's memory does not hold the batch.
@@ -61,27 +68,26 @@ class FrozenLM:
             )
         except torch.OutOfMemoryError:
             raise UserError("a batch does not fit into memory", "lower it", field="backbone.batch_tokens") from None
-        if self._captured is None:
-            return out.last_hidden_state
-        captured, self._captured = self._captured, None
-        return captured
+        captured, self._captured = self._captured, {}
+        return captured or {None: out.last_hidden_state}
 
     def collate(self, rows: Sequence[Any]) -> Batch:
         return collate(rows, self.packed, self.dtype, self.device)
 
-    def _cut(self, layer: int, depth: int) -> None:
-        """Drops the blocks behind ``layer`` and catches the last one's output before the final norm."""
+    def _cut(self, layers: Sequence[int], depth: int) -> None:
+        """Drops the blocks behind the last of ``layers`` and catches the output of each, before the final norm."""
         for parent in self._base.modules():
             for name, blocks in parent.named_children():
                 if isinstance(blocks, nn.ModuleList) and len(blocks) == depth:
-                    setattr(parent, name, blocks[:layer])
-                    self.config.num_hidden_layers = layer
-                    blocks[layer - 1].register_forward_hook(self._capture)
+                    setattr(parent, name, blocks[: layers[-1]])
+                    self.config.num_hidden_layers = layers[-1]
+                    for layer in layers:
+                        blocks[layer - 1].register_forward_hook(partial(self._capture, layer))
                     return
         raise UserError("the model's blocks were not found", "choose another backbone.model", field="backbone.model")
 
-    def _capture(self, _module: nn.Module, _args: Any, out: Any) -> None:
-        self._captured = out[0] if isinstance(out, tuple) else out
+    def _capture(self, layer: int, _module: nn.Module, _args: Any, out: Any) -> None:
+        self._captured[layer] = out[0] if isinstance(out, tuple) else out
 
     def _packing_is_exact(self) -> bool:
         """Compares a packed row with separate ones, token by token, on a small example."""
@@ -98,9 +104,12 @@ class FrozenLM:
         worst = max(float((together[i] - apart[i]).norm() / apart[i].norm()) for i in apart)
         return worst <= _TOLERANCE[self.dtype]
 
-    def _states(self, batch: Batch) -> dict[int, Tensor]:
-        hidden = self.hidden(batch)
-        return {item: hidden[r, start:stop].float() for item, r, start, stop in batch.spans}
+    def _states(self, batch: Batch) -> dict[tuple[int | None, int], Tensor]:
+        return {
+            (layer, item): hidden[r, start:stop].float()
+            for layer, hidden in self.hidden(batch).items()
+            for item, r, start, stop in batch.spans
+        }
 
 
 def pool(hidden: Tensor, spans: Sequence[tuple[int, int, int, int]], pooling: Literal["mean", "last"]) -> Tensor:

@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from typing import TypeVar
+
 from fedvpa.backbone.encode import Backbone, Features
 from fedvpa.backbone.models import cache_dir
 from fedvpa.config import ExperimentConfig
+from fedvpa.errors import UserError
 from fedvpa.preferences.schema import FederatedPreferences
+
+K = TypeVar("K")
 
 
 def encode(config: ExperimentConfig, data: FederatedPreferences, progress: bool = True) -> Features:
     """Features of all pairs, from the cache where they are there."""
-    backbone = Backbone(config.backbone, cache_dir(config), config.federation.device)
-    try:
+    with closing(_open(config)) as backbone:
         return backbone.encode_pairs(data.pairs, progress)
-    finally:
-        backbone.close()
+
+
+def warm(configs: Mapping[K, ExperimentConfig], data: FederatedPreferences) -> dict[K, UserError]:
+    """Caches the features of all pairs for several configurations, in one pass of the model.
+
+    Args:
+        configs: configurations whose backbones differ in layer and pooling only.
+
+    Returns:
+        What is wrong with those that cannot be had (no such layer); the others are cached.
+
+    Raises:
+        UserError: what none of them can be had for.
+    """
+    failed: dict[K, UserError] = {}
+    with ExitStack() as stack:
+        backbones = []
+        for key, config in configs.items():
+            try:
+                backbones.append(stack.enter_context(closing(_open(config))))
+            except UserError as e:
+                failed[key] = e
+        if backbones:
+            backbones[0].encode_pairs(data.pairs, beside=backbones[1:])
+    return failed
+
+
+def _open(config: ExperimentConfig) -> Backbone:
+    return Backbone(config.backbone, cache_dir(config), config.federation.device)
