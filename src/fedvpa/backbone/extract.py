@@ -17,7 +17,7 @@ from rich.text import Text as RichText
 from torch import Tensor
 
 from fedvpa.backbone.forward import FrozenLM
-from fedvpa.backbone.packing import make_batches, make_rows
+from fedvpa.backbone.packing import Batch, make_batches, make_rows
 from fedvpa.backbone.store import Entry, Store
 from fedvpa.backbone.tokens import Text
 from fedvpa.preferences.schema import Prompt
@@ -36,7 +36,7 @@ class Item(NamedTuple):
 
 
 class Extractor(Protocol):
-    """One kind of vector: features or choice logits."""
+    """One kind of vector: features, choice logits or log-probabilities."""
 
     @property
     def label(self) -> str: ...
@@ -46,7 +46,7 @@ class Extractor(Protocol):
     def identity(self) -> Mapping[str, Any]: ...
     def load(self) -> FrozenLM: ...
     def texts(self, lm: FrozenLM, items: Sequence[Item]) -> list[Text]: ...
-    def vectors(self, lm: FrozenLM, hidden: Tensor, spans: Sequence[tuple[int, int, int, int]]) -> Tensor: ...
+    def vectors(self, lm: FrozenLM, hidden: Tensor, batch: Batch) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def extract(
         with _bar(extractor.label, sum(r.tokens for b in batches for r in b), progress) as advance:
             for rows in batches:
                 batch = lm.collate(rows)
-                vectors = extractor.vectors(lm, lm.hidden(batch), batch.spans).cpu().numpy()
+                vectors = extractor.vectors(lm, lm.hidden(batch), batch).cpu().numpy()
                 new = {todo[s[0]]: Entry(v, texts[s[0]].cut) for s, v in zip(batch.spans, vectors, strict=True)}
                 store.put(new)
                 known |= new

@@ -64,6 +64,19 @@ class Renderer:
             remedy = "choose another backbone.model"
             raise UserError(f"the model's chat template refuses a dialogue ({e})", remedy, field="prompt") from None
 
+    def responses(self, dialogues: Sequence[tuple[Prompt, str]], max_tokens: int, end: bool = False) -> list[Text]:
+        """Tokenises responses behind their rendered prompts, as `tokenize` does.
+
+        Args:
+            dialogues: (prompt, response) each.
+            end: put the end-of-sequence token behind each response, where the tokenizer has one.
+        """
+        rendered = {p: self.prompt(p) for p in dict.fromkeys(p for p, _ in dialogues)}
+        stop = (self.tokenizer.eos_token_id,) if end and self.tokenizer.eos_token_id is not None else ()
+        tails = [self.space + response for _, response in dialogues]
+        texts = self.tokenize([rendered[p] for p, _ in dialogues], tails, max_tokens - len(stop))
+        return [t._replace(response=t.response + stop) for t in texts]
+
     def tokenize(self, prompts: Sequence[str], responses: Sequence[str], max_tokens: int) -> list[Text]:
         """Tokenises rendered prompts, each with its continuation, and cuts what exceeds ``max_tokens`` from the left.
 
