@@ -1,10 +1,13 @@
-"""Features of an experiment's pairs; by itself, so that a client over a network loads little else."""
+"""Features and tokens of an experiment's pairs; by itself, so that a client over a network loads little else."""
 
 from __future__ import annotations
 
+from fedvpa.backbone.adapters import adapted
 from fedvpa.backbone.encode import Backbone, Features
 from fedvpa.backbone.models import cache_dir
+from fedvpa.backbone.pairs import PairTexts, pair_texts
 from fedvpa.config import ExperimentConfig
+from fedvpa.methods.registry import text_form
 from fedvpa.preferences.schema import FederatedPreferences
 
 
@@ -15,3 +18,16 @@ def encode(config: ExperimentConfig, data: FederatedPreferences, progress: bool 
         return backbone.encode_pairs(data.pairs, progress)
     finally:
         backbone.close()
+
+
+def tokenize(config: ExperimentConfig, data: FederatedPreferences) -> PairTexts | None:
+    """All pairs as the tokens that `method.name` needs; None where it trains on features only.
+
+    Raises:
+        UserError: as `backbone.adapters.adapted`.
+    """
+    form = text_form(config)
+    if form is None:
+        return None
+    lm = adapted(config)
+    return pair_texts(lm.lm.renderer, form, data.pairs, lm.max_tokens)
