@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fedvpa.backbone.choice import answer_logits
 from fedvpa.backbone.encode import base_identity
 from fedvpa.backbone.extract import extract
-from fedvpa.backbone.forward import FrozenLM
+from fedvpa.backbone.forward import CAP, OTHER_LOGITS, FrozenLM
 from fedvpa.backbone.logprobs import LogProbExtractor, log_probs
 from fedvpa.backbone.models import cache_dir, choose_device, resolve
 from fedvpa.backbone.packing import Batch, make_rows
@@ -48,7 +48,7 @@ class AdaptedLM:
         shapes: of an adapter's tensors, by name.
 
     Raises:
-        UserError: PEFT is not installed, or knows no layers to adapt in this model.
+        UserError: PEFT is not installed, or knows no layers to adapt in this model, or its logits are scaled.
     """
 
     def __init__(
@@ -61,6 +61,10 @@ class AdaptedLM:
         cache: Path,
     ) -> None:
         self.lm, self.max_tokens, self.batch_tokens = lm, max_tokens, batch_tokens
+        odd = [name for name in OTHER_LOGITS if name != CAP and getattr(lm.config, name, None)]
+        if odd:
+            problem = f"the logits of this model are scaled ({odd[0]}), which training it here does not know"
+            raise UserError(problem, "choose another model", field="backbone.model")
         self._extractor = LogProbExtractor(lambda: lm, max_tokens, identity)
         self._store = Store(cache / self._extractor.label, self._extractor.identity, self._extractor.dim)
         _inject(lm.base, lora)

@@ -15,6 +15,17 @@ from fedvpa.backbone.packing import Batch, collate, make_rows
 from fedvpa.backbone.tokens import Renderer, Text
 from fedvpa.errors import UserError
 
+CAP = "final_logit_softcapping"
+OTHER_LOGITS = (
+    CAP,
+    "logit_scale",
+    "output_multiplier",
+    "lm_head_multiplier",
+    "logits_scaling",
+    "output_router_logits",
+)
+"""Settings of models whose logits are more than a projection of the final states."""
+
 _TOLERANCE = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 1e-3}
 
 
@@ -85,8 +96,14 @@ class FrozenLM:
         if tokens is not None:
             weight, bias = weight[tokens], None if bias is None else bias[tokens]
         found = functional.linear(states.float(), weight.float(), None if bias is None else bias.float())
-        cap = getattr(self.config, "final_logit_softcapping", None)
+        cap = getattr(self.config, CAP, None)
         return found if cap is None else cap * torch.tanh(found / cap)
+
+    @property
+    def plain_head(self) -> bool:
+        """Whether the vocabulary's logits are a projection of the final states, and nothing else."""
+        scaled = any(getattr(self.config, name, None) for name in OTHER_LOGITS)
+        return not scaled and getattr(self.head, "bias", None) is None
 
     def collate(self, rows: Sequence[Any]) -> Batch:
         return collate(rows, self.packed, self.dtype, self.device)

@@ -15,8 +15,38 @@ from fedvpa.backbone.forward import FrozenLM
 from fedvpa.backbone.packing import Batch
 from fedvpa.backbone.tokens import Text
 
-_AT_ONCE = 1024
-"""Tokens whose logits over the whole vocabulary are held at a time."""
+ROWS = 256  # of one tile: fewer pack the weights more often, more fall out of the cache
+
+
+class CompletionLogProbs(torch.autograd.Function):
+    """log softmax(hidden weight^T) at the targets, without keeping logits: the backward pass computes them again.
+
+    Args of ``apply``: hidden (n, H), weight (V, H) frozen, targets (n,). Returns (n,) float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        log_z, found = (torch.empty(len(hidden), device=hidden.device) for _ in range(2))
+        for start in range(0, len(hidden), ROWS):
+            rows = slice(start, start + ROWS)
+            logits = (hidden[rows] @ weight.T).float()
+            found[rows] = logits.gather(1, targets[rows, None]).squeeze(1)
+            top = logits.amax(1, keepdim=True)
+            log_z[rows] = logits.sub_(top).exp_().sum(1).log_() + top.squeeze(1)
+        ctx.save_for_backward(hidden, weight, targets, log_z)
+        return found - log_z
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        hidden, weight, targets, log_z = ctx.saved_tensors
+        out = torch.empty_like(hidden)
+        for start in range(0, len(hidden), ROWS):
+            rows = slice(start, start + ROWS)
+            p = (hidden[rows] @ weight.T).float().sub_(log_z[rows, None]).exp_()
+            p.mul_(-gradient[rows, None])
+            p.scatter_add_(1, targets[rows, None], gradient[rows, None].to(p.dtype))
+            out[rows] = p.to(weight.dtype) @ weight
+        return out, None, None
 
 
 def log_probs(lm: FrozenLM, hidden: Tensor, batch: Batch) -> Tensor:
@@ -46,11 +76,12 @@ def log_probs(lm: FrozenLM, hidden: Tensor, batch: Batch) -> Tensor:
         owners += [owner] * (len(places) - skip)
     place = torch.tensor([rows, before, targets, owners], device=hidden.device)
     states, wanted = hidden[place[0], place[1]], batch.input_ids[place[0], place[2]]
-    parts = [
-        -functional.cross_entropy(lm.logits(s), w, reduction="none")
-        for s, w in zip(states.split(_AT_ONCE), wanted.split(_AT_ONCE), strict=True)
-    ]
-    return states.new_zeros(len(batch.spans), dtype=torch.float32).index_add(0, place[3], torch.cat(parts))
+    if lm.plain_head:
+        assert lm.head is not None
+        each = CompletionLogProbs.apply(states.float(), lm.head.weight.float(), wanted)
+    else:
+        each = -functional.cross_entropy(lm.logits(states), wanted, reduction="none")
+    return states.new_zeros(len(batch.spans), dtype=torch.float32).index_add(0, place[3], each)
 
 
 @dataclass(frozen=True)
