@@ -146,7 +146,10 @@ class LoRAConfig(Section):
     )
     beta: float = Field(0.1, gt=0, description="feddpo: beta of DPO (OpenFedLLM).")
     max_tokens: int = Field(
-        512, ge=16, description="Longest prompt plus response (OpenFedLLM); at most backbone.max_tokens."
+        512,
+        ge=16,
+        description="Longest prompt plus response (OpenFedLLM), at most backbone.max_tokens. For feddpo a prompt keeps "
+        "its last tokens, at most half of it, and a response its first.",
     )
     rounds: int | None = Field(None, ge=1, description="Rounds; empty: federation.rounds.")
     local_steps: int | None = Field(

@@ -153,11 +153,16 @@ def test_pairs_stay_whole_in_batches_that_fit(lm: AdaptedLM, pairs: list[Pair]) 
     )
 
 
-def test_a_prompt_that_is_cut_away_leaves_its_response(lm: AdaptedLM) -> None:
-    long = Pair((Message("user", "q" * 50),), "a" * 60, "b" * 10)
-    texts = pair_texts(lm.lm.renderer, "responses", [long], 40)
-    assert len(texts.texts[0].prompt) == 0
-    assert torch.isfinite(lm.log_probs(texts.texts, some_adapter(lm))).all()
+def test_two_responses_have_one_prompt_however_much_is_cut(lm: AdaptedLM) -> None:
+    long = Pair((Message("user", "q" * 50 + "?"),), "a" * 60, "b" * 10)
+    one, two = pair_texts(lm.lm.renderer, "responses", [long], 40).texts
+    decode, end = lm.lm.renderer.tokenizer.decode, lm.lm.renderer.tokenizer.eos_token_id
+    assert one.prompt == two.prompt
+    assert decode(one.prompt) == "qqqqqqq?\n\nAssistant:"[-20:]
+    assert decode(one.response) == " " + "a" * 19
+    assert one.response[-1] != end
+    assert decode(two.response) == " " + "b" * 10 + "</s>"
+    assert (one.cut, two.response[-1]) == (len("\n\nHuman: " + "q" * 43) + 42, end)
 
 
 def test_what_cannot_be_is_explained(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:

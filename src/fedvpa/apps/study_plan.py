@@ -52,7 +52,7 @@ class Estimator:
 
     def seconds(self, cell: StudyCell) -> float:
         method = cell.cell.method
-        config = cell.config.model_dump(mode="json")
+        config = cell.cell.config(cell.config).model_dump(mode="json")
         alike = self._alike.get(_size(method, config))
         if alike:
             return statistics.fmean(alike)

@@ -52,8 +52,7 @@ class CompletionLogProbs(torch.autograd.Function):
 def log_probs(lm: FrozenLM, hidden: Tensor, batch: Batch) -> Tensor:
     """log pi(r | x) of each span, the sum over its tokens of log pi(token | everything before it).
 
-    A span's first token is predicted by the last one of its prompt, wherever in the row that stands. Where nothing is
-    left of the prompt, the first token is taken as given.
+    A span's first token is predicted by the last one of its prompt, wherever in the row that stands.
 
     Args:
         hidden: (rows, length, D) final states of the batch.
@@ -68,12 +67,10 @@ def log_probs(lm: FrozenLM, hidden: Tensor, batch: Batch) -> Tensor:
     positions = None if batch.position_ids is None else batch.position_ids.cpu()
     for owner, (_, row, start, stop) in enumerate(batch.spans):
         last = start if positions is None else int(positions[row, start])
-        places = [last - 1, *range(start, stop - 1)]
-        skip = 1 if last == 0 else 0
-        rows += [row] * (len(places) - skip)
-        before += places[skip:]
-        targets += range(start + skip, stop)
-        owners += [owner] * (len(places) - skip)
+        before += [last - 1, *range(start, stop - 1)]
+        targets += range(start, stop)
+        rows += [row] * (stop - start)
+        owners += [owner] * (stop - start)
     place = torch.tensor([rows, before, targets, owners], device=hidden.device)
     states, wanted = hidden[place[0], place[1]], batch.input_ids[place[0], place[2]]
     if lm.plain_head:
@@ -96,10 +93,10 @@ class LogProbExtractor:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {**self.base_identity, "kind": "log-probability of the response and its end"}
+        return {**self.base_identity, "kind": "log-probability of the response and its end; prompt at most half"}
 
     def texts(self, lm: FrozenLM, items: Sequence[Item]) -> list[Text]:
-        return lm.renderer.responses([(i.prompt, i.responses[0]) for i in items], self.max_tokens, end=True)
+        return lm.renderer.completions([(i.prompt, i.responses[0]) for i in items], self.max_tokens)
 
     @torch.inference_mode()
     def vectors(self, lm: FrozenLM, hidden: Tensor, batch: Batch) -> Tensor:

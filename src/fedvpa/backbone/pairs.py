@@ -57,10 +57,10 @@ class PairTexts:
 
 
 def pair_texts(renderer: Renderer, form: Form, pairs: Sequence[Pair], max_tokens: int) -> PairTexts:
-    """Tokenises pairs; a text that is too long loses tokens on its left."""
+    """Tokenises pairs; how a text that is too long is cut is `Renderer.completions`'s, or `Renderer.tokenize`'s."""
     if form == "choice":
         shown = tuple(Item(p.prompt, order) for p in pairs for order in ((p.a, p.b), (p.b, p.a)))
         return PairTexts(shown, tuple(choice_texts(renderer, shown, max_tokens)))
     items = tuple(Item(p.prompt, (r,)) for p in pairs for r in (p.a, p.b))
-    texts = renderer.responses([(i.prompt, i.responses[0]) for i in items], max_tokens, end=True)
+    texts = renderer.completions([(i.prompt, i.responses[0]) for i in items], max_tokens)
     return PairTexts(items, tuple(texts))

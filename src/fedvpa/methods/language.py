@@ -9,8 +9,8 @@ lent to it for each forward.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -131,7 +131,7 @@ class AskedPredictor(CommonPredictor):
         self.texts, self.probability = texts, probability
         self.p = torch.full((len(texts),), torch.nan, dtype=dtype)
 
-    def predict(self, users: Sequence[Tensor], index: Tensor) -> Tensor:
+    def predict(self, users: Any, index: Tensor) -> Tensor:
         rows = index.unique()
         new = rows[self.p[rows].isnan()]
         if len(new):
