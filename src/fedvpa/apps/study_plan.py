@@ -18,6 +18,7 @@ GUESSES: Mapping[str, tuple[float, float]] = {
     "fedbiscuit": (2.0, 0.05),
     "fedpdpo": (10.0, 0.02),
     "local": (15.0, 0.0),
+    "feddpo": (1500.0, 900.0),
     "oracle": (9.0, 0.0),
     "oracle-clients": (6.0, 0.0),
 }
