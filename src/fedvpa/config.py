@@ -29,12 +29,15 @@ METHODS = (
     "fedbt",
     "fedbiscuit",
     "fedpdpo",
+    "feddpo",
     "local",
     "central-vpl",
     "fedvpa-gp+labels",
     "oracle",
     "oracle-clients",
 )
+LORA_METHODS = ("fedbt", "fedbiscuit")
+"""Methods that `backbone.train: lora` makes train the language model."""
 FAULTS = (
     "slow",
     "drop-out",
@@ -112,6 +115,12 @@ class BackboneConfig(Section):
     choice_logits: bool = Field(
         False, description="Compute the base choice logits l0 (Eq. 2); about three times the cost."
     )
+    train: Literal["frozen", "lora"] = Field(
+        "frozen",
+        description="What fedbt and fedbiscuit train: lora is LoRA on the language model, as in their paper (choice "
+        "prompt, answer tokens A and B), with the settings of the section lora; frozen a selector on its features. "
+        "feddpo always trains the language model, every other method never.",
+    )
 
     @field_validator("layer")
     @classmethod
@@ -119,6 +128,60 @@ class BackboneConfig(Section):
         if (isinstance(v, float) and not 0 < v <= 1) or (isinstance(v, int) and v < 1):
             raise ValueError("a share of the depth in (0, 1], or a layer index from 1")
         return v
+
+
+class LoRAConfig(Section):
+    """How `feddpo`, and with `backbone.train: lora` `fedbt` and `fedbiscuit`, train the language model.
+
+    Defaults are those of the authors' code: OpenFedLLM's DPO script for `feddpo`, FedBiscuit's TL;DR script for the
+    other two. LoRA itself is the same in both. What stands here takes the place of the keys of the same names in the
+    section federation, which are for selectors: a local step costs about 10^4 times as much here.
+    """
+
+    rank: int = Field(8, ge=1, description="Rank of the adapter (both scripts).")
+    alpha: float = Field(16.0, gt=0, description="The adapter's update is scaled by alpha / rank (both scripts).")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the adapter's input (both scripts).")
+    targets: tuple[str, ...] = Field(
+        (), description="Linear layers with an adapter, by the end of their names; empty: PEFT's choice for the model."
+    )
+    beta: float = Field(0.1, gt=0, description="feddpo: beta of DPO (OpenFedLLM).")
+    max_tokens: int = Field(
+        512,
+        ge=16,
+        description="Longest prompt plus response (OpenFedLLM), at most backbone.max_tokens. For feddpo a prompt keeps "
+        "its last tokens, at most half of it, and a response its first.",
+    )
+    rounds: int | None = Field(None, ge=1, description="Rounds; empty: federation.rounds.")
+    local_steps: int | None = Field(
+        None, ge=1, description="Local steps per round; empty: 10 for feddpo (OpenFedLLM), 30 else (FedBiscuit)."
+    )
+    batch_pairs: int | None = Field(
+        None, ge=2, description="Pairs in a local step; empty: 16 for feddpo (OpenFedLLM), 4 else (FedBiscuit: 2 x 2)."
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, description="AdamW's in the first round; empty: 5e-4 for feddpo (OpenFedLLM), 1e-5 else."
+    )
+    final_learning_rate: float | None = Field(
+        None,
+        ge=0,
+        description="Where the learning rate falls to over the rounds, along a cosine; empty: 1e-5 (for fedbt and "
+        "fedbiscuit it does not fall).",
+    )
+    gradient_norm: float = Field(
+        1.0, ge=0, description="Largest norm of a step's gradient (transformers' default); 0: none."
+    )
+    server_optimizer: Literal["average", "momentum", "adam"] = Field(
+        "average", description="Server optimiser; average with rate 1 is FedAvg."
+    )
+    server_learning_rate: float = Field(1.0, gt=0, description="Server learning rate.")
+
+
+_FEDBISCUIT = {"local_steps": 30, "batch_pairs": 4, "learning_rate": 1e-5, "final_learning_rate": 1e-5}
+_LORA_DEFAULTS = {
+    "feddpo": {"local_steps": 10, "batch_pairs": 16, "learning_rate": 5e-4, "final_learning_rate": 1e-5},
+    "fedbt": _FEDBISCUIT,
+    "fedbiscuit": _FEDBISCUIT,
+}
 
 
 class ModelConfig(Section):
@@ -371,6 +434,7 @@ class ExperimentConfig(Section):
     seed: int = Field(0, ge=0, description="Everything random derives from it.")
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
+    lora: LoRAConfig = LoRAConfig()
     model: ModelConfig = ModelConfig()
     method: MethodConfig = MethodConfig()
     federation: FederationConfig = FederationConfig()
@@ -401,6 +465,33 @@ class ExperimentConfig(Section):
                 f"federation.sampled_clients ({f.sampled_clients}) exceeds federation.clients ({f.clients})"
             )
         return self
+
+    @property
+    def trains_language_model(self) -> bool:
+        """Whether the method trains the language model itself, and not a selector on its features."""
+        return self.method.name == "feddpo" or (self.backbone.train == "lora" and self.method.name in LORA_METHODS)
+
+    def for_method(self, name: str) -> ExperimentConfig:
+        """The configuration with which the method `name` is trained.
+
+        For a method that trains the language model, the section lora, with its defaults filled in, has taken the place
+        of what the section federation says about steps and optimisers, and clients train one after another. Calling it
+        twice changes nothing more.
+        """
+        config = self.model_copy(update={"method": self.method.model_copy(update={"name": name})})
+        if not config.trains_language_model:
+            return config
+        given = {k: v for k, v in config.lora.model_dump().items() if v is not None}
+        lora = LoRAConfig.model_validate({**_LORA_DEFAULTS[name], "rounds": config.federation.rounds, **given})
+        same = ("rounds", "local_steps", "batch_pairs", "learning_rate", "server_optimizer", "server_learning_rate")
+        federation = {k: getattr(lora, k) for k in same} | {
+            "local_optimizer": "adamw",
+            "weight_decay": 0.0,
+            "server_decay": 0.0,
+            "server_weight_decay": 0.0,
+            "engine": "loop",
+        }
+        return config.model_copy(update={"lora": lora, "federation": config.federation.model_copy(update=federation)})
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -235,7 +235,7 @@ def test_out_of_memory_is_explained(tiny, backbone_of, pairs, monkeypatch) -> No
     def full(**_: object) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(lm, "_base", full)
+    monkeypatch.setattr(lm, "base", full)
     with pytest.raises(UserError, match=r"backbone\.batch_tokens"):
         backbone.encode_pairs(pairs, progress=False)
 

@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 from fedvpa.apps.runs import environment
 from fedvpa.apps.stopping import Interrupted
 from fedvpa.apps.training import load, round_record
-from fedvpa.config import ExperimentConfig, PrivacyConfig, parse_config
+from fedvpa.config import ExperimentConfig, LoRAConfig, PrivacyConfig, parse_config
 from fedvpa.evaluation.compare import PairScores
 from fedvpa.evaluation.experiment import MethodRun, Prepared, run_method
 from fedvpa.evaluation.result_files import plain, write_bytes, write_text
@@ -54,7 +54,9 @@ _SINCE: dict[tuple[str, str], Any] = {
     ("defence", "update_outlier"): 0.0,
     ("defence", "posterior_outlier"): 0.0,
     ("data", "user_column"): "user_id",
+    ("backbone", "train"): "frozen",
     **{("privacy", key): neutral for key, neutral in PrivacyConfig().model_dump(mode="json").items()},
+    **{("lora", key): neutral for key, neutral in LoRAConfig().model_dump(mode="json").items()},
 }
 """Keys that are newer than some finished cells, and the value at which the code does what it did before it had them:
 at that value they do not enter an address, so that cells that were finished earlier are still found."""
@@ -89,8 +91,7 @@ class Cell:
 
     def config(self, config: ExperimentConfig) -> ExperimentConfig:
         """The configuration with this cell's method and seed."""
-        method = config.method.model_copy(update={"name": self.method})
-        return config.model_copy(update={"method": method, "seed": self.seed})
+        return config.for_method(self.method).model_copy(update={"seed": self.seed})
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,7 @@ def train(
     Ctrl-C finishes the round and saves; --resume then goes on, to the same result (also after kill -9).
     """
     settings = load_config(config, overrides or ())
+    settings = settings.for_method(settings.method.name)
     folder = _out(out, config, settings.method.name)
     from fedvpa.apps.runs import check_folder
     from fedvpa.apps.training import train as run

@@ -16,11 +16,12 @@ from fedvpa.apps.training import check_resumable, recorded
 from fedvpa.backbone.encode import Backbone
 from fedvpa.backbone.models import cache_dir
 from fedvpa.config import ExperimentConfig
+from fedvpa.errors import UserError
 from fedvpa.evaluation.result_files import plain, write_text
 from fedvpa.federation import privacy
 from fedvpa.federation.rounds import RoundReport, TrainingState
 from fedvpa.methods.base import Method, Setup, torch_dtype
-from fedvpa.methods.registry import CLASSES
+from fedvpa.methods.registry import class_of
 from fedvpa.network.server_app import Server, connect
 from fedvpa.selector import FORMAT, Parameters, Selector, SelectorInfo
 
@@ -32,19 +33,22 @@ def train_selector(config: ExperimentConfig, run: RunFolder, console: Console, g
     """Trains over the nodes of a grid, or goes on, and leaves a selector in the run folder.
 
     Raises:
-        UserError: too few nodes or sound uploads, a method that does not deploy, a folder that cannot be written, or
-            secret noise to be resumed.
+        UserError: too few nodes or sound uploads, a method that does not deploy or leaves no selector, a folder that
+            cannot be written, or secret noise to be resumed.
     """
     if (run.path / SUMMARY).is_file():
         console.print(f"{run.path}: this run is finished; nothing to do", highlight=False, soft_wrap=True)
         return
+    if not getattr(class_of(config), "portable", True):
+        problem = f"{config.method.name} leaves no selector, and the server has no data to measure it on"
+        raise UserError(problem, "set data-from to experiment, or choose another method", field="data-from")
     check_resumable(config, run)
     with runs.opened(run, config, "train") as folder, recorded(config, folder, console) as record:
         begin = 0 if record.state is None else record.state.server.round
         server = connect(grid, config, folder, begin)
         session = server.session
         sizes = Setup(config, session.features, len(session.users), server.clusters, torch_dtype(config))
-        method: Method = CLASSES[config.method.name](sizes)  # type: ignore[assignment]  # check_method: it has rounds
+        method: Method = class_of(config)(sizes)  # check_method: it has rounds
         reports: list[RoundReport] = []
 
         def after(report: RoundReport, now: TrainingState) -> None:

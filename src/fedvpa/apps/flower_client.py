@@ -23,9 +23,10 @@ from typing import Any
 from flwr.app import Context
 
 from fedvpa.backbone.encode import Features
+from fedvpa.backbone.pairs import PairTexts
 from fedvpa.config import ExperimentConfig, load_config
 from fedvpa.errors import UserError
-from fedvpa.evaluation.encoding import encode
+from fedvpa.evaluation.encoding import encode, tokenize
 from fedvpa.network.client_app import client_app
 from fedvpa.network.node import Node
 from fedvpa.network.session import FOLDER, PRIVATE
@@ -64,6 +65,7 @@ def read_run_config(values: Mapping[str, Any]) -> RunSettings:
         problem = f"unknown value {values['data-from']!r}"
         raise UserError(problem, f"choose from {', '.join(SOURCES)}", field="data-from")
     config = load_config(find_experiment(str(values["experiment"])), str(values["settings"]).split())
+    config = config.for_method(config.method.name)
     return RunSettings(config, Path(str(values["out"])), str(values["data-from"]))
 
 
@@ -99,18 +101,18 @@ def open_node(context: Context) -> Node:
 
 def _share(config: ExperimentConfig, share: int, shares: int, state: Path) -> Node:
     """Every `shares`-th training client of the experiment, under its position's name."""
-    data, features = _experiment_data(config.model_dump_json())
+    data, features, texts = _experiment_data(config.model_dump_json())
     mine = range(share, len(data.clients["seen"]), shares)
     names = tuple(f"{i:08d}" for i in mine)
-    return Node(config, names, tuple(data.clients["seen"][i] for i in mine), data, features, state)
+    return Node(config, names, tuple(data.clients["seen"][i] for i in mine), data, features, state, texts)
 
 
 @lru_cache(maxsize=1)
-def _experiment_data(config_json: str) -> tuple[FederatedPreferences, Features]:
+def _experiment_data(config_json: str) -> tuple[FederatedPreferences, Features, PairTexts | None]:
     """Once per process: a simulation's worker answers for many nodes."""
     config = ExperimentConfig.model_validate_json(config_json)
     data = load_preferences(config)
-    return data, encode(config, data, progress=False)
+    return data, encode(config, data, progress=False), tokenize(config, data)
 
 
 def _own(config: ExperimentConfig, given: Mapping[str, Any]) -> Node:
@@ -125,10 +127,10 @@ def _own(config: ExperimentConfig, given: Mapping[str, Any]) -> Node:
             "federation": config.federation.model_copy(update=everybody),
         }
     )
-    data, features = _experiment_data(config.model_dump_json())
+    data, features, texts = _experiment_data(config.model_dump_json())
     clients = data.clients["seen"]
     names = tuple(pseudonym(c.client_id) for c in clients)
-    return Node(config, names, clients, data, features, Path(str(given["state-dir"])))
+    return Node(config, names, clients, data, features, Path(str(given["state-dir"])), texts)
 
 
 client = client_app(open_node)

@@ -18,6 +18,7 @@ GUESSES: Mapping[str, tuple[float, float]] = {
     "fedbiscuit": (2.0, 0.05),
     "fedpdpo": (10.0, 0.02),
     "local": (15.0, 0.0),
+    "feddpo": (1500.0, 900.0),
     "oracle": (9.0, 0.0),
     "oracle-clients": (6.0, 0.0),
 }
@@ -52,7 +53,7 @@ class Estimator:
 
     def seconds(self, cell: StudyCell) -> float:
         method = cell.cell.method
-        config = cell.config.model_dump(mode="json")
+        config = cell.cell.config(cell.config).model_dump(mode="json")
         alike = self._alike.get(_size(method, config))
         if alike:
             return statistics.fmean(alike)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fedvpa.backbone.extract import Item
 from fedvpa.backbone.forward import FrozenLM, pool
+from fedvpa.backbone.packing import Batch
 from fedvpa.backbone.tokens import Renderer, Text
 from fedvpa.errors import UserError
 from fedvpa.preferences.schema import Message, Prompt
@@ -41,27 +41,26 @@ class ChoiceExtractor:
         return {**self.base_identity, "kind": "choice", "template": [_HEAD, _TAIL]}
 
     def texts(self, lm: FrozenLM, items: Sequence[Item]) -> list[Text]:
-        rendered = {p: _around(lm.renderer, p) for p in dict.fromkeys(i.prompt for i in items)}
-        heads = [rendered[i.prompt][0] for i in items]
-        tails = [_TAIL.format(a=i.responses[0], b=i.responses[1]) + rendered[i.prompt][1] for i in items]
-        return lm.renderer.tokenize(heads, tails, self.max_tokens)
+        return choice_texts(lm.renderer, items, self.max_tokens)
 
     @torch.inference_mode()
-    def vectors(self, lm: FrozenLM, hidden: Tensor, spans: Sequence[tuple[int, int, int, int]]) -> Tensor:
-        """(spans, 1) float32 logit differences at the last token of each span."""
-        assert lm.head is not None
-        answers = list(_answers(lm.renderer))
-        bias = getattr(lm.head, "bias", None)
-        # in float32: the difference of two bfloat16 logits would be a multiple of 1/8 or so
-        logits = functional.linear(
-            pool(hidden, spans, "last"),
-            lm.head.weight[answers].float(),
-            None if bias is None else bias[answers].float(),
-        )
-        cap = getattr(lm.config, "final_logit_softcapping", None)
-        if cap is not None:
-            logits = cap * torch.tanh(logits / cap)
-        return logits[:, :1] - logits[:, 1:]
+    def vectors(self, lm: FrozenLM, hidden: Tensor, batch: Batch) -> Tensor:
+        """(spans, 1)"""
+        return answer_logits(lm, hidden, batch).unsqueeze(-1)
+
+
+def choice_texts(renderer: Renderer, items: Sequence[Item], max_tokens: int) -> list[Text]:
+    """The choice prompt of each item, with its two responses in the order shown."""
+    rendered = {p: _around(renderer, p) for p in dict.fromkeys(i.prompt for i in items)}
+    heads = [rendered[i.prompt][0] for i in items]
+    tails = [_TAIL.format(a=i.responses[0], b=i.responses[1]) + rendered[i.prompt][1] for i in items]
+    return renderer.tokenize(heads, tails, max_tokens)
+
+
+def answer_logits(lm: FrozenLM, hidden: Tensor, batch: Batch) -> Tensor:
+    """(spans,) float32 logit("A") - logit("B") behind the last token of each span. hidden: (rows, length, D)"""
+    logits = lm.logits(pool(hidden, batch.spans, "last"), list(_answers(lm.renderer)))
+    return logits[:, 0] - logits[:, 1]
 
 
 def _around(renderer: Renderer, prompt: Prompt) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from fedvpa.backbone.choice import ChoiceExtractor
 from fedvpa.backbone.extract import Extraction, Extractor, Item, View, extract
 from fedvpa.backbone.forward import FrozenLM, pool
 from fedvpa.backbone.models import ResolvedModel, choose_device, choose_dtype, layer_index, resolve
+from fedvpa.backbone.packing import Batch
 from fedvpa.backbone.store import Store
 from fedvpa.backbone.tokens import Text
 from fedvpa.config import BackboneConfig
@@ -77,6 +78,12 @@ class Features:
     b: Tensor
     base_logit: Tensor | None
     report: EncodeReport
+
+
+def base_identity(model: ResolvedModel, dtype: torch.dtype, max_tokens: int) -> dict[str, Any]:
+    """What everything depends on that a model computes from texts."""
+    named = str(dtype).removeprefix("torch.")
+    return {"model": model.fingerprint, "dtype": named, "max_tokens": max_tokens, "format": _TEMPLATE}
 
 
 class Backbone:
@@ -157,13 +164,7 @@ class Backbone:
 
     @property
     def _base_identity(self) -> Mapping[str, Any]:
-        dtype = choose_dtype(self.config.dtype, self.device)
-        return {
-            "model": self.model.fingerprint,
-            "dtype": str(dtype).removeprefix("torch."),
-            "max_tokens": self.max_tokens,
-            "format": _TEMPLATE,
-        }
+        return base_identity(self.model, choose_dtype(self.config.dtype, self.device), self.max_tokens)
 
     def _run(self, extractor: Extractor, items: list[Item], progress: bool, beside: Sequence[View] = ()) -> Extraction:
         for item in items:
@@ -206,12 +207,10 @@ class FeatureExtractor:
     label: str = "features"
 
     def texts(self, lm: FrozenLM, items: Sequence[Item]) -> list[Text]:
-        rendered = {p: lm.renderer.prompt(p) for p in dict.fromkeys(i.prompt for i in items)}
-        responses = [lm.renderer.space + i.responses[0] for i in items]
-        return lm.renderer.tokenize([rendered[i.prompt] for i in items], responses, self.max_tokens)
+        return lm.renderer.responses([(i.prompt, i.responses[0]) for i in items], self.max_tokens)
 
-    def vectors(self, lm: FrozenLM, hidden: Tensor, spans: Sequence[tuple[int, int, int, int]]) -> Tensor:
-        return pool(hidden, spans, self.pooling)
+    def vectors(self, lm: FrozenLM, hidden: Tensor, batch: Batch) -> Tensor:
+        return pool(hidden, batch.spans, self.pooling)
 
 
 def _report(pairs: int, parts: Sequence[Extraction]) -> EncodeReport:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from rich.text import Text as RichText
 from torch import Tensor
 
 from fedvpa.backbone.forward import FrozenLM
-from fedvpa.backbone.packing import make_batches, make_rows
+from fedvpa.backbone.packing import Batch, make_batches, make_rows
 from fedvpa.backbone.store import Entry, Store
 from fedvpa.backbone.tokens import Text
 from fedvpa.preferences.schema import Prompt
@@ -36,7 +36,10 @@ class Item(NamedTuple):
 
 
 class Extractor(Protocol):
-    """One kind of vector: features of one layer and pooling, or choice logits; ``layer`` is as for `FrozenLM`."""
+    """One kind of vector: features of one layer and pooling, choice logits, or log-probabilities.
+
+    ``layer`` is as for `FrozenLM`; ``load`` gets the layers of all that is computed in the pass.
+    """
 
     @property
     def label(self) -> str: ...
@@ -48,7 +51,7 @@ class Extractor(Protocol):
     def layer(self) -> int | None: ...
     def load(self, layers: frozenset[int | None]) -> FrozenLM: ...
     def texts(self, lm: FrozenLM, items: Sequence[Item]) -> list[Text]: ...
-    def vectors(self, lm: FrozenLM, hidden: Tensor, spans: Sequence[tuple[int, int, int, int]]) -> Tensor: ...
+    def vectors(self, lm: FrozenLM, hidden: Tensor, batch: Batch) -> Tensor: ...
 
 
 class View(NamedTuple):
@@ -119,7 +122,8 @@ def extract(
                 for (extractor, store), lack in lacking:
                     if not (spans := [s for s in batch.spans if todo[s[0]] in lack]):
                         continue
-                    vectors = extractor.vectors(lm, hidden[extractor.layer], spans).cpu().numpy()
+                    part = replace(batch, spans=spans)
+                    vectors = extractor.vectors(lm, hidden[extractor.layer], part).cpu().numpy()
                     new = {todo[s[0]]: Entry(v, texts[s[0]].cut) for s, v in zip(spans, vectors, strict=True)}
                     store.put(new)
                     if store is view.store:

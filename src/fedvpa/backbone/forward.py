@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
 
 from fedvpa.backbone.models import ResolvedModel, load
 from fedvpa.backbone.packing import Batch, collate, make_rows
 from fedvpa.backbone.tokens import Renderer, Text
 from fedvpa.errors import UserError
+
+CAP = "final_logit_softcapping"
+OTHER_LOGITS = (
+    CAP,
+    "logit_scale",
+    "output_multiplier",
+    "lm_head_multiplier",
+    "logits_scaling",
+    "output_router_logits",
+)
+"""Settings of models whose logits are more than a projection of the final states."""
 
 _TOLERANCE = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 1e-3}
 
@@ -29,7 +42,7 @@ class FrozenLM:
         max_tokens: longest prompt plus continuation that will come.
 
     Attributes:
-        renderer: its dialogue format and tokenizer.
+        base: the model without its head; renderer: its dialogue format and tokenizer.
         packed: whether continuations can share a row (checked on a small example; not so for state-space models and
             for attention windows shorter than ``max_tokens``).
         head: the output embeddings, (D) -> (vocabulary); only where all of it is run.
@@ -47,36 +60,62 @@ class FrozenLM:
         self.renderer = Renderer(tokenizer)
         self.config = lm.config.get_text_config()
         self.head = lm.get_output_embeddings() if None in layers else None
-        self._base = lm.base_model
+        self.base = lm.base_model
         self._captured: dict[int | None, Tensor] = {}
         if None not in layers:
             self._cut(sorted(n for n in layers if n is not None), model.depth)
-        self.dtype, self.device = next(self._base.parameters()).dtype, device
+        self.dtype, self.device = next(self.base.parameters()).dtype, device
         self.packed = (model.window is None or model.window >= max_tokens) and self._packing_is_exact()
 
     @torch.inference_mode()
     def hidden(self, batch: Batch) -> dict[int | None, Tensor]:
+        """`states`, without what a gradient would need."""
+        return self.states(batch)
+
+    def states(self, batch: Batch, lent: Mapping[str, Tensor] | None = None) -> dict[int | None, Tensor]:
         """Hidden states (rows, length, D) at the output of each of the layers.
+
+        Args:
+            lent: parameters that stand in for the model's own of the same names, in this call only.
 
         Raises:
             UserError: the accelerator's memory does not hold the batch.
         """
-        positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+        given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+        if batch.position_ids is not None:
+            given["position_ids"] = batch.position_ids
         try:
-            out = self._base(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **positions
-            )
+            out = functional_call(self.base, dict(lent), kwargs=given) if lent else self.base(**given)
         except torch.OutOfMemoryError:
             raise UserError("a batch does not fit into memory", "lower it", field="backbone.batch_tokens") from None
         captured, self._captured = self._captured, {}
         return captured or {None: out.last_hidden_state}
+
+    def logits(self, states: Tensor, tokens: Sequence[int] | None = None) -> Tensor:
+        """Logits (n, tokens) of the next token behind each of n final states (n, D); of the whole vocabulary for None.
+
+        In float32: the difference of two bfloat16 logits would be a multiple of 1/8 or so.
+        """
+        assert self.head is not None
+        weight, bias = self.head.weight, getattr(self.head, "bias", None)
+        if tokens is not None:
+            weight, bias = weight[tokens], None if bias is None else bias[tokens]
+        found = functional.linear(states.float(), weight.float(), None if bias is None else bias.float())
+        cap = getattr(self.config, CAP, None)
+        return found if cap is None else cap * torch.tanh(found / cap)
+
+    @property
+    def plain_head(self) -> bool:
+        """Whether the vocabulary's logits are a projection of the final states, and nothing else."""
+        scaled = any(getattr(self.config, name, None) for name in OTHER_LOGITS)
+        return not scaled and getattr(self.head, "bias", None) is None
 
     def collate(self, rows: Sequence[Any]) -> Batch:
         return collate(rows, self.packed, self.dtype, self.device)
 
     def _cut(self, layers: Sequence[int], depth: int) -> None:
         """Drops the blocks behind the last of ``layers`` and catches the output of each, before the final norm."""
-        for parent in self._base.modules():
+        for parent in self.base.modules():
             for name, blocks in parent.named_children():
                 if isinstance(blocks, nn.ModuleList) and len(blocks) == depth:
                     setattr(parent, name, blocks[: layers[-1]])
@@ -91,7 +130,7 @@ class FrozenLM:
 
     def _packing_is_exact(self) -> bool:
         """Compares a packed row with separate ones, token by token, on a small example."""
-        vocabulary = self._base.get_input_embeddings().num_embeddings
+        vocabulary = self.base.get_input_embeddings().num_embeddings
         g = torch.Generator().manual_seed(0)
         prompt, a, b = (tuple(torch.randint(vocabulary, (n,), generator=g).tolist()) for n in (9, 6, 7))
         texts = [Text(prompt, a, 0), Text(prompt, b, 0)]

@@ -64,6 +64,28 @@ class Renderer:
             remedy = "choose another backbone.model"
             raise UserError(f"the model's chat template refuses a dialogue ({e})", remedy, field="prompt") from None
 
+    def responses(self, dialogues: Sequence[tuple[Prompt, str]], max_tokens: int) -> list[Text]:
+        """Tokenises responses behind their rendered prompts, (prompt, response) each, and cuts as `tokenize` does."""
+        rendered = {p: self.prompt(p) for p in dict.fromkeys(p for p, _ in dialogues)}
+        tails = [self.space + response for _, response in dialogues]
+        return self.tokenize([rendered[p] for p, _ in dialogues], tails, max_tokens)
+
+    def completions(self, dialogues: Sequence[tuple[Prompt, str]], max_tokens: int) -> list[Text]:
+        """Tokenises responses with the end-of-sequence token behind them, to be written by a model.
+
+        A prompt keeps its last ``max_tokens / 2`` tokens, whatever the response, so that two responses to it have one
+        prompt. A response loses what then exceeds ``max_tokens``, its end first.
+        """
+        whole = self.responses(dialogues, 2**31)
+        end = () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
+        texts = []
+        for text in whole:
+            prompt = text.prompt[-(max_tokens // 2) :]
+            response = (*text.response, *end)[: max_tokens - len(prompt)]
+            cut = len(text.prompt) + len(text.response) + len(end) - len(prompt) - len(response)
+            texts.append(Text(prompt, response, cut))
+        return texts
+
     def tokenize(self, prompts: Sequence[str], responses: Sequence[str], max_tokens: int) -> list[Text]:
         """Tokenises rendered prompts, each with its continuation, and cuts what exceeds ``max_tokens`` from the left.
 

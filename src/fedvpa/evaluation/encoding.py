@@ -1,4 +1,4 @@
-"""Features of an experiment's pairs; by itself, so that a client over a network loads little else."""
+"""Features and tokens of an experiment's pairs; by itself, so that a client over a network loads little else."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from typing import TypeVar
 
+from fedvpa.backbone.adapters import adapted
 from fedvpa.backbone.encode import Backbone, Features
 from fedvpa.backbone.models import cache_dir
+from fedvpa.backbone.pairs import PairTexts, pair_texts
 from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
+from fedvpa.methods.registry import text_form
 from fedvpa.preferences.schema import FederatedPreferences
 
 K = TypeVar("K")
@@ -48,3 +51,16 @@ def warm(configs: Mapping[K, ExperimentConfig], data: FederatedPreferences) -> d
 
 def _open(config: ExperimentConfig) -> Backbone:
     return Backbone(config.backbone, cache_dir(config), config.federation.device)
+
+
+def tokenize(config: ExperimentConfig, data: FederatedPreferences) -> PairTexts | None:
+    """All pairs as the tokens that `method.name` needs; None where it trains on features only.
+
+    Raises:
+        UserError: as `backbone.adapters.adapted`.
+    """
+    form = text_form(config)
+    if form is None:
+        return None
+    lm = adapted(config)
+    return pair_texts(lm.lm.renderer, form, data.pairs, lm.max_tokens)

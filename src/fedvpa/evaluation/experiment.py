@@ -13,7 +13,7 @@ from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
 from fedvpa.evaluation import diagnostics
 from fedvpa.evaluation.compare import PairScores
-from fedvpa.evaluation.encoding import encode
+from fedvpa.evaluation.encoding import encode, tokenize
 from fedvpa.evaluation.protocol import Panel, make_panel, measure, measure_leaking, score_predictions
 from fedvpa.federation import privacy
 from fedvpa.federation.moments import Standardizer
@@ -59,6 +59,14 @@ class Prepared:
     clients: ClientData
     panels: dict[str, Panel]
     choosing: tuple[Panel, ...]
+
+    def with_texts(self, config: ExperimentConfig) -> Prepared:
+        """The same with the pairs as tokens, where the method `config.method.name` needs them."""
+        texts = tokenize(config, self.data)
+        if texts is None:
+            return self
+        pool = replace(self.pool, texts=texts)
+        return replace(self, pool=pool, clients=ClientData(pool, self.data.clients["seen"]))
 
     def setup(self, config: ExperimentConfig) -> Setup:
         """What the method `config.method.name` of this data is built from.
@@ -157,7 +165,8 @@ def run_method(
         seconds: seconds of the rounds before the checkpoint; this run's are appended.
         trainer: what runs the rounds, such as `network.server_app.Server.train`.
     """
-    config = prepared.config.model_copy(update={"method": prepared.config.method.model_copy(update={"name": name})})
+    config = prepared.config.for_method(name)
+    prepared = prepared.with_texts(config)
     method = create(name, prepared.setup(config))
     if hasattr(method, "fit"):
         predictor = method.fit(prepared.data, prepared.pool)

@@ -113,7 +113,9 @@ class ClientData:
         width = int(self.counts[rows].max())
         x, base = self.pool.rows(self.index[rows, :width])
         mask = torch.arange(width) < self.counts[rows].unsqueeze(-1)
-        return ClientBatch(self.ids[rows].to(self.device), x, base, self.y[rows, :width], mask.to(self.device))
+        places = None if self.pool.texts is None else self.index[rows, :width]
+        ids, y = self.ids[rows].to(self.device), self.y[rows, :width]
+        return ClientBatch(ids, x, base, y, mask.to(self.device), places, self.pool.texts)
 
 
 def sample_clients(config: ExperimentConfig, total: int, round: int, available: Tensor | None = None) -> Tensor:

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from fedvpa.backbone.pairs import PairTexts
 from fedvpa.config import ExperimentConfig
 from fedvpa.methods.components import Own
 from fedvpa.preferences.schema import Client
@@ -43,10 +44,12 @@ class Pool:
     Attributes:
         x: (pairs, 2, D): features of a and of b.
         base_logit: (pairs,) l0, or None.
+        texts: the pairs as tokens, for methods that train the language model itself; None for all others.
     """
 
     x: Tensor
     base_logit: Tensor | None
+    texts: PairTexts | None = None
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features (..., 2 * n, D), responses a first, and l0 (..., n) of the pairs `index` (..., n)."""
@@ -75,6 +78,7 @@ class ClientBatch(NamedTuple):
         base_logit: (K, pairs) or None.
         y: (K, pairs) labels, 0 in the padding.
         mask: (K, pairs) True where real.
+        rows: (K, pairs) their rows in `texts`; both None where the pool has no texts.
     """
 
     ids: Tensor
@@ -82,6 +86,8 @@ class ClientBatch(NamedTuple):
     base_logit: Tensor | None
     y: Tensor
     mask: Tensor
+    rows: Tensor | None = None
+    texts: PairTexts | None = None
 
     @property
     def counts(self) -> Tensor:
@@ -98,6 +104,8 @@ class ClientBatch(NamedTuple):
             None if self.base_logit is None else self.base_logit.gather(1, pairs),
             self.y.gather(1, pairs),
             self.mask.gather(1, pairs),
+            None if self.rows is None else self.rows.gather(1, pairs),
+            self.texts,
         )
 
 

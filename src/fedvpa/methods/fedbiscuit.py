@@ -15,11 +15,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedvpa.methods.base import ClientBatch, Download, LocalNoise, Pool, Private, ServerState, Setup, Upload
+from fedvpa.methods.base import ClientBatch, Download, LocalNoise, Pool, Predictor, Private, ServerState, Setup, Upload
 from fedvpa.methods.clustering import assign, size_bounds
 from fedvpa.methods.fedbt import CommonPredictor, FedBT
 from fedvpa.variational.objective import bradley_terry
-from fedvpa.variational.selector import Theta, difference, init_theta, score
+from fedvpa.variational.selector import Theta, difference, score
 
 
 class FedBiscuit(FedBT):
@@ -38,7 +38,7 @@ class FedBiscuit(FedBT):
 
     def init_server(self, generator: torch.Generator) -> ServerState:
         """U selectors from U different draws; no client belongs to a group yet."""
-        each = [init_theta(self.sizes, generator) for _ in range(self.models)]
+        each = [self.initial(generator) for _ in range(self.models)]
         theta = {f"{k}/{n}": v.to(self.setup.dtype) for k, own in enumerate(each) for n, v in own.items()}
         return replace(super().init_server(generator), theta=theta)
 
@@ -92,9 +92,9 @@ class FedBiscuit(FedBT):
         each = self.selectors(download.theta)
         theta = {n: torch.stack([t[n] for t in each])[model].clone().requires_grad_(True) for n in each[0]}
         batch = batch._replace(mask=batch.mask & ~self.held_out(batch))
-        return self.upload(theta, batch, self.train_locally(theta, batch, noise), model), private
+        return self.upload(theta, batch, self.train_locally(theta, batch, noise, download.round), model), private
 
-    def predictor(self, state: ServerState, pool: Pool) -> VotePredictor:
+    def predictor(self, state: ServerState, pool: Pool) -> Predictor:
         return VotePredictor(self.selectors(state.theta), pool)
 
 
@@ -102,12 +102,17 @@ class VotePredictor(CommonPredictor):
     """The majority of U selectors decides.
 
     The paper's vote has no probability. p(a > b) is the share of votes for a, with the selectors' mean probability as
-    one vote more: it decides ties, cannot overrule a majority, and keeps the log-loss finite.
+    one vote more (`majority`): it decides ties, cannot overrule a majority, and keeps the log-loss finite.
     """
 
     @torch.no_grad()
     def __init__(self, selectors: list[Theta], pool: Pool) -> None:
         x = pool.x.transpose(0, 1).flatten(0, 1)
-        each = torch.stack([torch.sigmoid(score(t, difference(t, x), None, pool.base_logit)) for t in selectors])
-        votes = torch.where(each == 0.5, 0.5, (each > 0.5).to(each.dtype)).sum(0)
-        self.p = (votes + each.mean(0)) / (len(selectors) + 1)
+        each = [torch.sigmoid(score(t, difference(t, x), None, pool.base_logit)) for t in selectors]
+        self.p = majority(torch.stack(each))
+
+
+def majority(each: Tensor) -> Tensor:
+    """p(a > b) (pairs,) by vote, from each selector's (U, pairs)."""
+    votes = torch.where(each == 0.5, 0.5, (each > 0.5).to(each.dtype)).sum(0)
+    return (votes + each.mean(0)) / (len(each) + 1)

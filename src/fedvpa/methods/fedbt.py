@@ -45,7 +45,7 @@ class FedBT:
         none = torch.zeros(n, 0, dtype=dtype)
         return ServerState(
             round=0,
-            theta={k: v.to(dtype) for k, v in init_theta(self.sizes, generator).items()},
+            theta={k: v.to(dtype) for k, v in self.initial(generator).items()},
             means=none,
             variances=none,
             counts=torch.zeros(n, dtype=torch.int64),
@@ -54,6 +54,10 @@ class FedBT:
             spread=none[:0],
             shares=none.new_zeros(0),
         )
+
+    def initial(self, generator: torch.Generator) -> Theta:
+        """One model's parameters before training."""
+        return init_theta(self.sizes, generator)
 
     def init_client(self, count: int) -> Private:
         return {}
@@ -82,15 +86,22 @@ class FedBT:
         self, download: Download, private: Private, batch: ClientBatch, noise: LocalNoise
     ) -> tuple[Upload, Private]:
         theta = stack_theta(download.theta, len(batch.ids))
-        return self.upload(theta, batch, self.train_locally(theta, batch, noise)), private
+        return self.upload(theta, batch, self.train_locally(theta, batch, noise, download.round)), private
 
     def train_locally(
-        self, theta: Theta, batch: ClientBatch, noise: LocalNoise, private: Private | None = None, rate: float = 0.0
+        self,
+        theta: Theta,
+        batch: ClientBatch,
+        noise: LocalNoise,
+        round: int,
+        private: Private | None = None,
+        rate: float = 0.0,
     ) -> Tensor:
         """`local_steps` steps on the Bradley-Terry likelihood of all pairs, or of random `batch_pairs`, in place.
 
         Args:
             theta: (K, ...) each, trainable.
+            round: the round, from 0.
             private: parameters by name that stay at the client, (K, ...) each, trainable; `rate` is SGD's for them.
 
         Returns:

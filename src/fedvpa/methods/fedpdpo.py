@@ -54,7 +54,7 @@ class FedPDPO(FedBT):
         """Trains the representation and the own head together; only the representation leaves."""
         theta = stack_theta(download.theta, len(batch.ids))
         head = {k: v.clone().requires_grad_(True) for k, v in private.items()}
-        loss = self.train_locally(theta, batch, noise, head, self.config.method.head_learning_rate)
+        loss = self.train_locally(theta, batch, noise, download.round, head, self.config.method.head_learning_rate)
         return self.upload(theta, batch, loss), {k: v.detach() for k, v in head.items()}
 
     def predictor(self, state: ServerState, pool: Pool) -> HeadPredictor:

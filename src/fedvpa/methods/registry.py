@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from fedvpa.backbone.pairs import Form
+from fedvpa.config import ExperimentConfig
 from fedvpa.methods.base import Method, Setup
 from fedvpa.methods.central_vpl import CentralVPL
+from fedvpa.methods.fedbis import FedBis, FedBiscuitLoRA
 from fedvpa.methods.fedbiscuit import FedBiscuit
 from fedvpa.methods.fedbt import FedBT
+from fedvpa.methods.feddpo import FedDPO
 from fedvpa.methods.fedpdpo import FedPDPO
 from fedvpa.methods.fedvpa_gp import FedVPAGP
 from fedvpa.methods.fedvpl import FedVPL, FedVPLOrtho, FedVPLPrior
@@ -28,6 +34,7 @@ CLASSES = {
         FedBT,
         FedBiscuit,
         FedPDPO,
+        FedDPO,
         Local,
         CentralVPL,
         FedVPAGPLabels,
@@ -37,6 +44,23 @@ CLASSES = {
 }
 
 
+LANGUAGE_MODEL = {c.name: c for c in (FedBis, FedBiscuitLoRA)}
+"""What takes a class's place with `backbone.train: lora`."""
+
+
+def class_of(config: ExperimentConfig) -> type[Any]:
+    """The class of `method.name`, under `backbone.train`."""
+    name = config.method.name
+    return (LANGUAGE_MODEL if config.trains_language_model else CLASSES).get(name, CLASSES[name])
+
+
+def text_form(config: ExperimentConfig) -> Form | None:
+    """The tokens that `method.name` needs of a pair; None for methods that need its features only."""
+    form: Form | None = getattr(class_of(config), "form", None)
+    return form
+
+
 def create(name: str, setup: Setup) -> Method | Direct:
     """The method called `name` (`fedvpa.config.METHODS`)."""
-    return CLASSES[name](setup)
+    method: Method | Direct = class_of(setup.config.for_method(name))(setup)
+    return method

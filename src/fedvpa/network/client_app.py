@@ -19,7 +19,7 @@ from fedvpa.evaluation.protocol import make_panel
 from fedvpa.federation import declared
 from fedvpa.federation.rounds import train_clients
 from fedvpa.methods.base import Method, Private
-from fedvpa.methods.registry import CLASSES
+from fedvpa.methods.registry import class_of
 from fedvpa.network import messages
 from fedvpa.network.messages import Refusal, Reply, Stamp
 from fedvpa.network.node import Node, check_method
@@ -141,6 +141,6 @@ def _counts(clients: Sequence[Client]) -> Tensor:
 
 def _method(node: Node, task: Task) -> Method:
     """The method with the task's sizes, if the task is one of its own model's."""
-    method = node.method(CLASSES[node.config.method.name], task.clients, task.clusters)
+    method = node.method(class_of(node.config), task.clients, task.clusters)
     check_task(task, method.init_server(generator(node.config.seed, "init")).theta, node.dim)
     return method

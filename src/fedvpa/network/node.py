@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedvpa.backbone.encode import Features
+from fedvpa.backbone.pairs import PairTexts
 from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
 from fedvpa.federation.moments import Moments, Standardizer
@@ -28,6 +29,9 @@ REFUSED = {
 """Methods that take rounds, but not over a network, and why."""
 
 
+NETWORKED = tuple(name for name, c in CLASSES.items() if name not in REFUSED and hasattr(c, "client_update"))
+
+
 def check_method(config: ExperimentConfig) -> None:
     """Raises `UserError` where `method.name` does not train over a network, or what is asked for is not there."""
     if config.network.secure_aggregation:
@@ -37,7 +41,7 @@ def check_method(config: ExperimentConfig) -> None:
     reason = REFUSED.get(name) or ("it takes no rounds" if not hasattr(CLASSES[name], "client_update") else None)
     if reason is not None:
         problem = f"{name} does not train over a network: {reason}"
-        raise UserError(problem, "choose fedvpa-gp, fedvpl, fedvpl+prior, fedvpl+ortho, vmtl or fedbt", field="method")
+        raise UserError(problem, f"choose one of {', '.join(NETWORKED)}", field="method")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Node:
         clients: the users with their pairs, rows of `features`.
         data: the preferences that they come from; features: of all its pairs.
         state_dir: where private state is kept.
+        texts: all pairs as tokens, where the method needs them.
     """
 
     config: ExperimentConfig
@@ -58,6 +63,7 @@ class Node:
     data: FederatedPreferences
     features: Features
     state_dir: Path
+    texts: PairTexts | None = None
 
     @property
     def dim(self) -> int:
@@ -89,7 +95,8 @@ class Node:
         """Standardised features of the pairs `rows`; None: of all."""
         rows = torch.arange(len(self.features.a)) if rows is None else rows
         dtype, base = torch_dtype(self.config), self.features.base_logit
-        return Pool(standardizer(self._raw(rows)).to(dtype), None if base is None else base[rows].to(dtype))
+        texts = None if self.texts is None else self.texts.take(rows)
+        return Pool(standardizer(self._raw(rows)).to(dtype), None if base is None else base[rows].to(dtype), texts)
 
     def _raw(self, rows: Tensor) -> Tensor:
         """(rows, 2, D)"""
