@@ -2,9 +2,9 @@
 
 A fifth of the clients is faulty, in every round in which it is sampled. Each kind runs without a defence, with
 rejection of unsound uploads and of posteriors that are outliers (mean of the rest), and with the same before a trimmed
-mean and a median. Accuracy is that of mixture inference on users that never took part.
+mean and a median. Accuracy is that of mixture inference on users that never took part, a mean over the seeds.
 
-    python benchmarks/faults.py configs/hh-attributes-2.yaml --rounds 60 --page docs/faults.md
+    python benchmarks/faults.py configs/hh-attributes-2.yaml --rounds 60 --seeds 2 --page docs/faults.md
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ harm nobody. A change that is scaled, or that goes back to the model of round 0,
 Against updates of the wrong sign only robust aggregation helps. `defence.update_outlier` is off in all columns: the
 sizes of honest changes differ too much within a round for a sharp bound.
 """
+REASONS = {
+    "Input contains NaN": "parameters that are no numbers make posteriors that are none, which cannot be clustered",
+    "must have same slice shapes": "an upload of another shape fits into no stack with the round's other uploads",
+}
+"""What PyTorch and scikit-learn say where training ends, and what it means."""
 
 
 def case(prepared: Prepared, config: ExperimentConfig) -> dict[str, Any]:
@@ -86,9 +91,17 @@ def accuracy(prepared: Prepared, predictor: Any, config: ExperimentConfig) -> fl
     return float(score_predictions(panel, predictor.predict(users, panel.query)).values["accuracy"])
 
 
-def measure(path: str, count: int, share: float) -> dict[str, Any]:
-    """All cases; data and features are prepared once."""
-    base = [f"federation.rounds={count}"]
+def measure(path: str, count: int, share: float, seeds: int) -> dict[str, Any]:
+    """All cases, each a list with a case per seed."""
+    found = [one_seed(path, count, share, seed) for seed in range(seeds)]
+    table = {kind: {name: [t[kind][name] for t in found] for name in DEFENCES} for kind in found[0]}
+    about = {"config": path, "rounds": count, "share": share, "seeds": seeds}
+    return {**about, "environment": environment(), "table": table}
+
+
+def one_seed(path: str, count: int, share: float, seed: int) -> dict[str, dict[str, Any]]:
+    """The cases of a seed; data and features are prepared once."""
+    base = [f"federation.rounds={count}", f"seed={seed}"]
     config = load_config(path, base)
     prepared, table = load(config)[0], {}
     for kind in ("no fault", *FAULTS, MIXED):
@@ -98,47 +111,62 @@ def measure(path: str, count: int, share: float) -> dict[str, Any]:
         for name, defence in DEFENCES.items():
             now = load_config(path, [*given, *defence])
             table[kind][name] = case(replace(prepared, config=now), now)
-            print(kind, name, table[kind][name], flush=True)
-    return {"config": path, "rounds": count, "share": share, "environment": environment(), "table": table}
+            print(seed, kind, name, table[kind][name], flush=True)
+    return table
 
 
 def page(result: dict[str, Any]) -> str:
     """Markdown."""
-    table, names = result["table"], list(DEFENCES)
-    cases = [c for row in table.values() for c in row.values()]
-    total = sum(c["injected"] for c in cases)
-    guarded = [c for row in table.values() for name, c in row.items() if name != "none"]
-    ended = [c for c in guarded if c["rounds"] < result["rounds"]]
-    config, share, count = result["config"], result["share"], result["rounds"]
+    table, count, seeds = result["table"], result["rounds"], result["seeds"]
+    cases = [c for row in table.values() for found in row.values() for c in found]
+    guarded = [c for row in table.values() for name, found in row.items() if name != "none" for c in found]
+    ended = sum(c["rounds"] < count for c in guarded)
+    config, share, about = result["config"], result["share"], result["environment"]
     lines = [
         "# Faults",
         "",
         "What goes wrong at clients on purpose (`faults.*`), and what the server does about it (`defence.*`,",
         "`federation.aggregation`), in the vectorised engine. Written by",
-        f"`python benchmarks/faults.py {config} --rounds {count} --share {share} --page docs/faults.md`;",
-        f"seed 0, {result['environment']['commit']}, {result['environment']['processor']}.",
+        f"`python benchmarks/faults.py {config} --rounds {count} --share {share} --seeds {seeds}"
+        " --page docs/faults.md`;",
+        f"commit {about['commit']}, {about['processor']}.",
         "",
-        f"{share:.0%} of the clients are faulty, in every round in which they are sampled. {total}",
-        f"faults were injected into {len(cases)} trainings of {count} rounds; each was counted in its round.",
-        f"With a defence, {len(ended)} trainings ended early.",
+        f"{share:.0%} of the clients are faulty, in every round in which they are sampled.",
+        f"{sum(c['injected'] for c in cases):,} faults were injected into {len(cases)} trainings of {count} rounds; "
+        "each was counted in its round.",
+        f"Of the {len(guarded)} trainings with a defence, {ended or 'none'} ended early.",
         "",
-        "*Lost*: uploads that never came. *Rejected*: uploads that the server refused, naming the client. Every other",
-        "faulty upload was aggregated. Accuracy: unseen users, mixture inference.",
+        "*Injected*, *lost* (uploads that never came) and *rejected* (uploads that the server refused, naming the",
+        "client) are those of the column *rejection*; every other faulty upload was aggregated. *Rounds*: the fewest",
+        "that a seed completed without a defence, and with rejection.",
+        f"Accuracy: unseen users, mixture inference, mean of {seeds} seeds.",
         "",
-        "| kind | injected | lost | rejected | rounds without / with | " + " | ".join(names) + " |",
-        "| --- | ---: | ---: | ---: | ---: |" + " ---: |" * len(names),
+        "| kind | injected | lost | rejected | rounds without / with | " + " | ".join(DEFENCES) + " |",
+        "| --- | ---: | ---: | ---: | ---: |" + " ---: |" * len(DEFENCES),
     ]
     for kind, row in table.items():
-        bare, first = row["none"], row["rejection"]
-        shown = [f"{c['accuracy']:.3f}" if c["accuracy"] is not None else "-" for c in row.values()]
-        lost, both = first["silent"] + first["failed"], f"{bare['rounds']} / {first['rounds']}"
-        line = [kind, str(first["injected"]), str(lost), str(first["rejected"]), both, *shown]
+        first = row["rejection"]
+        injected, rejected = (sum(c[k] for c in first) for k in ("injected", "rejected"))
+        lost = sum(c["silent"] + c["failed"] for c in first)
+        fewest = [min(c["rounds"] for c in found) for found in (row["none"], first)]
+        line = [kind, str(injected), str(lost), str(rejected), f"{fewest[0]} / {fewest[1]}", *map(mean, row.values())]
         lines.append(f"| {' | '.join(line)} |")
-    reasons = {kind: row["none"]["ended"].split(". ")[0] for kind, row in table.items() if row["none"]["ended"]}
+    reasons = {kind: why for kind, row in table.items() for c in row["none"] if (why := reason(c["ended"]))}
     lines.append(NOTES.rstrip())
-    lines += ["", "Where there is no accuracy without a defence:", ""]
-    lines += [f"* {kind}: {why}" for kind, why in reasons.items()]
+    lines += ["", "A dash: training ended early in some seed, and there is no accuracy. Why, without a defence:", ""]
+    lines += [f"* {kind}: {why}." for kind, why in reasons.items()]
     return "\n".join(lines) + "\n"
+
+
+def mean(found: list[dict[str, Any]]) -> str:
+    """Over seeds; a dash where one of them has no accuracy."""
+    values = [c["accuracy"] for c in found]
+    return "-" if None in values else f"{sum(values) / len(values):.3f}"
+
+
+def reason(ended: str) -> str:
+    """Why a training ended, in words where they are known; empty: it did not."""
+    return next((words for said, words in REASONS.items() if said in ended), ended)
 
 
 def main() -> None:
@@ -146,11 +174,12 @@ def main() -> None:
     parser.add_argument("config", help="an experiment, such as configs/hh-attributes-2.yaml")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--share", type=float, default=0.2, help="share of the clients that are faulty")
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--page", type=Path, help="write the table to this file")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    result = measure(args.config, args.rounds, args.share)
+    result = measure(args.config, args.rounds, args.share, args.seeds)
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
     text = page(result)

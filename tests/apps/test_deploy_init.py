@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,23 @@ def test_mistakes_are_one_line(cli: Callable[..., Any], trial: Path, tmp_path: P
     ended = cli("deploy", "init", tmp_path / "e", "--config", tmp_path / "bad.yaml")
     assert ended.code == 2
     assert "fedbiscuit does not train over a network" in ended.err
+    ended = cli("deploy", "init", tmp_path / "e", "--host", "ml.example.org:8000")
+    assert ended.code == 2
+    assert "'ml.example.org:8000' is neither a name nor an address" in ended.err
     assert not (tmp_path / "e").exists()
+
+
+def test_the_scripts_say_what_comes_first(trial: Path, tmp_path: Path) -> None:
+    def said(script: str, **environment: str) -> tuple[int, str]:
+        given = {**os.environ, **environment}
+        done = subprocess.run([trial / script], env=given, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+
+    code, text = said("server/run.sh")
+    assert (code, text.count("\n")) == (2, 1)
+    assert "run superlink.sh and register.sh first" in text
+    for given, path in (({}, trial / "node-1/data.jsonl"), ({"DATA": "mine.jsonl"}, tmp_path / "mine.jsonl")):
+        assert said("node-1/supernode.sh", **given)[1].startswith(f"error: {path}: no such file; ")
 
 
 def context(node: dict[str, Any], **run: Any) -> Context:

@@ -1,7 +1,8 @@
 """A deployment as `fedvpa deploy init` writes it, in real processes on loopback, with TLS and SuperNode authentication.
 
 One story, since starting processes is what takes the time: a stranger is refused, the SuperLink is killed and comes
-back, the result is that of the vectorised engine; then a SuperNode is killed in mid-round.
+back, the result is that of the vectorised engine; a second training has privacy, and in a third a SuperNode is killed
+in mid-round.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
 
 from fedvpa.apps.cli import main
 from fedvpa.apps.deploy import _write_node_key
-from fedvpa.evaluation.result_files import read_metrics
+from fedvpa.evaluation.result_files import read_metrics, read_results
 from fedvpa.federation import checkpoint
 from fedvpa.selector import Selector
 
@@ -91,7 +93,7 @@ class Deployment:
             env=self.environment(PORT=self.port),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr + self.log("superlink.log")
@@ -184,6 +186,7 @@ def test_a_deployment(deployment: Deployment, tmp_path: Path) -> None:
     deployment.command("server/run.sh")
     wait_for((deployment.folder / "server/run/deployment.json").exists, lambda: deployment.log("superlink.log"))
     is_the_vectorised_result(deployment, tmp_path)
+    privacy_with_secret_noise(deployment, tmp_path)
     a_supernode_is_killed_in_mid_round(deployment)
 
 
@@ -204,11 +207,7 @@ def is_the_vectorised_result(deployment: Deployment, tmp_path: Path) -> None:
     summary = json.loads((run / "deployment.json").read_text())
     assert (summary["users"], summary["nodes"], summary["rounds"]) == (3 * NODES, NODES, ROUNDS)
     assert [r["round"] for r in read_metrics(run / "metrics.jsonl")] == list(range(1, ROUNDS + 1))
-    everything = tmp_path / "all.jsonl"
-    everything.write_text("\n".join(line for place in range(1, NODES + 1) for line in rows(place)) + "\n")
-    settings = (f"data.path={everything}", "federation.unseen_clients=0", "federation.validation_clients=0")
-    config, out = deployment.folder / "app/experiment.yaml", tmp_path / "vectorised"
-    assert main(["train", str(config), *settings, "federation.clients=9", "--out", str(out)]) == 0
+    out = vectorised(deployment, tmp_path / "vectorised")
     found, expected = (checkpoint.load(folder / "checkpoints") for folder in (run, out))
     assert found is not None
     assert expected is not None
@@ -221,6 +220,51 @@ def is_the_vectorised_result(deployment: Deployment, tmp_path: Path) -> None:
     selector = Selector.from_pretrained(run)
     user = selector.infer_user([json.loads(line) for line in rows(1)[:4]])
     assert 0 < selector.prefer("Question 3?", "Answer 3, at length.", "No 3.", user) < 1
+
+
+def vectorised(deployment: Deployment, out: Path, *settings: str) -> Path:
+    """The same experiment in one process, on the pairs of all nodes together."""
+    everything = out.with_suffix(".jsonl")
+    everything.write_text("\n".join(line for place in range(1, NODES + 1) for line in rows(place)) + "\n")
+    clients = ("federation.clients=9", "federation.unseen_clients=0", "federation.validation_clients=0")
+    config = deployment.folder / "app/experiment.yaml"
+    assert main(["train", str(config), f"data.path={everything}", *clients, *settings, "--out", str(out)]) == 0
+    return out
+
+
+PRIVACY = (
+    "privacy.clip=0.5",
+    "privacy.noise=1",
+    "privacy.posterior_clip=2",
+    "privacy.posterior_noise=1",
+    "privacy.moments_clip=20",
+    "privacy.moments_noise=5",
+    "federation.rounds=2",
+)
+
+
+def privacy_with_secret_noise(deployment: Deployment, tmp_path: Path) -> None:
+    """The account is the vectorised engine's; the noise is not what the seed would have given."""
+    settings = " ".join((*PRIVACY, "privacy.secret_noise=true"))
+    deployment.command("server/run.sh", "--run-config", f'out="private" settings="{settings}"')
+    run = deployment.folder / "server/private"
+    wait_for((run / "deployment.json").exists, lambda: deployment.log("superlink.log"))
+    summary = json.loads((run / "deployment.json").read_text())
+    out = vectorised(deployment, tmp_path / "private", *PRIVACY)
+    (row, *_) = read_results(out / "results.json")["rows"]
+    assert 0 < summary["epsilon"] == pytest.approx(row["epsilon"])
+    spent = [[r["epsilon"] for r in read_metrics(folder / "metrics.jsonl")] for folder in (run, out)]
+    assert spent[0] == pytest.approx(spent[1])
+    assert 0 < spent[0][0] < spent[0][1] == pytest.approx(summary["epsilon"])
+    assert (summary["users"], summary["pairs"], summary["clients_accuracy"]) == (3 * NODES, None, {})
+    assert not summary["faults"]
+    found, seeded = (checkpoint.load(folder / "checkpoints") for folder in (run, out))
+    assert found is not None
+    assert seeded is not None
+    assert all(not torch.equal(found[0].server.theta[k], v) for k, v in seeded[0].server.theta.items())
+    for place in range(1, NODES + 1):
+        secret = deployment.folder / f"node-{place}/state/secret"
+        assert secret.stat().st_mode & 0o077 == 0
 
 
 def a_supernode_is_killed_in_mid_round(deployment: Deployment) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import re
 from pathlib import Path
 
 import yaml
@@ -23,6 +24,7 @@ from fedvpa.network.node import check_method
 VALID_DAYS = 365
 APP, SERVER = "app", "server"
 _CURVE = ec.SECP384R1()
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 
 
 def init(folder: Path, nodes: int, hosts: tuple[str, ...], port: int, config: Path | None) -> None:
@@ -35,8 +37,10 @@ def init(folder: Path, nodes: int, hosts: tuple[str, ...], port: int, config: Pa
         config: the experiment; None: the defaults.
 
     Raises:
-        UserError: the folder is not empty or cannot be written, or the experiment does not train over a network.
+        UserError: the folder is not empty or cannot be written, a host is neither a name nor an address, or the
+            experiment does not train over a network.
     """
+    places = [_place(host) for host in dict.fromkeys((*hosts, "localhost", "127.0.0.1"))]
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError("the folder is not empty", "name a new one", file=folder)
     if config is not None:
@@ -51,7 +55,7 @@ def init(folder: Path, nodes: int, hosts: tuple[str, ...], port: int, config: Pa
     _render(folder / "README.md", "README.md.j2", values)
     for script in ("superlink.sh", "register.sh", "run.sh"):
         _render(folder / SERVER / script, f"{script}.j2", values, mode=0o755)
-    authority = _write_certificates(folder / SERVER, hosts)
+    authority = _write_certificates(folder / SERVER, hosts[0], places)
     for name in names:
         _write_node_key(folder / name / "key", folder / SERVER / "public-keys" / f"{name}.pub")
         write_bytes(folder / name / "ca.crt", authority)
@@ -98,8 +102,8 @@ def _write_node_key(private: Path, public: Path) -> None:
     write_bytes(public, ssh + b"\n")
 
 
-def _write_certificates(folder: Path, hosts: tuple[str, ...]) -> bytes:
-    """``ca.crt``, ``server.crt`` and ``server.key`` for `hosts` and loopback; returns the authority's certificate.
+def _write_certificates(folder: Path, host: str, places: list[x509.GeneralName]) -> bytes:
+    """``ca.crt``, ``server.crt`` and ``server.key`` for `host` at `places`; returns the authority's certificate.
 
     The authority's key is thrown away: nobody can sign with it later.
     """
@@ -112,8 +116,7 @@ def _write_certificates(folder: Path, hosts: tuple[str, ...]) -> bytes:
         .add_extension(_usage(certificates=True), critical=True)
         .sign(authority_key, hashes.SHA256())
     )
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
-    places = [_place(host) for host in dict.fromkeys((*hosts, "localhost", "127.0.0.1"))]
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
     issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
     certificate = (
         _certificate(name, authority_name, server_key.public_key())
@@ -162,7 +165,10 @@ def _place(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
-        return x509.DNSName(host)
+        if _NAME.fullmatch(host):
+            return x509.DNSName(host)
+    problem = f"{host!r} is neither a name nor an address"
+    raise UserError(problem, "give it without https:// and port, such as ml.example.org", field="--host")
 
 
 def _write_secret(path: Path, blob: bytes) -> None:

@@ -18,6 +18,7 @@ from fedvpa.evaluation.experiment import Prepared, Trainer
 from fedvpa.federation.rounds import Callback, ClientData, TrainingState
 from fedvpa.methods.base import Method
 from fedvpa.network.node import check_method
+from fedvpa.network.nodes import patient
 from fedvpa.network.server_app import Server, connect
 
 server = ServerApp()
@@ -29,6 +30,7 @@ def main(grid: Grid, context: Context) -> None:
     settings, console = read_run_config(context.run_config), Console(stderr=True, force_terminal=False)
     config, out = settings.config, settings.out
     check_method(config)
+    grid = patient(grid)
     run = check_folder(out, config, "train", resume=(out / CONFIG).is_file())
     if settings.data_from == "nodes":
         train_selector(config, run, console, grid)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+import httpx
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
@@ -18,6 +19,28 @@ from fedvpa.network.session import Session
 
 ATTEMPTS = 3
 """How often a node is asked who its users are, before it counts as one without any."""
+
+
+def patient(grid: Grid, say: Callable[[str], None] = print) -> Grid:
+    """The grid, which survives that the SuperLink cannot look for answers at the moment.
+
+    With ``--database`` it keeps messages in SQLite. Where nodes write at the same time that may be locked; Flower 1.41
+    then answers with an error of the server (5xx), which it does not try again, and the whole training would end.
+    `Grid.send_and_receive` looks for answers again and again, so a look that fails is one that found nothing.
+    """
+    look = grid.pull_messages
+
+    def pull_messages(message_ids: Iterable[str]) -> Iterable[Message]:
+        try:
+            return look(message_ids)
+        except httpx.HTTPStatusError as e:
+            if not e.response.is_server_error:
+                raise
+            say(f"the SuperLink could not look for answers ({e.response.status_code}); trying again")
+            return []
+
+    grid.pull_messages = pull_messages
+    return grid
 
 
 class Nodes:
@@ -43,6 +66,7 @@ class Nodes:
         """Asks nodes that are new (a restarted SuperNode is) who their users are; forgets nodes that are gone."""
         present = set(self.grid.get_node_ids())
         self.held = {node: users for node, users in self.held.items() if node in present}
+        self._asked = {node: times for node, times in self._asked.items() if node in present}
         new = [n for n in sorted(present) if n not in self.held and self._asked.get(n, 0) < ATTEMPTS]
         stamp = Stamp(training, round)
         head = ConfigRecord({"protocol": PROTOCOL, **stamp._asdict()})

@@ -74,6 +74,7 @@ def connect(
     nodes = Nodes(grid, config, Faults(place), say)
     session = Session.load(place)
     training, end = new_name() if session is None else session.training, time.monotonic() + limits.wait
+    say(f"waiting for {limits.min_nodes} nodes; each computes the features of its pairs, and keeps them")
     while True:
         nodes.enroll(training, round, session)
         enough = bool(nodes.enrolled) and len(nodes.held) >= limits.min_nodes
