@@ -14,7 +14,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import yaml
 from fedvpa.apps.studying import SUMMARY
 from fedvpa.errors import UserError
 from fedvpa.evaluation.result_files import read_results
-from fedvpa.evaluation.study_schema import load_study
+from fedvpa.evaluation.study_schema import Study, load_study
 from fedvpa.reporting.study_page import Part, page
 from fedvpa.reporting.tables import plain_tables
 
@@ -93,7 +93,7 @@ def section(name: str, kept: dict[str, Any]) -> str:
         lines += [REMARKS[name], ""]
     lines += [
         f"{kept['main'][0]['seeds']} seed(s), {size} context pairs, default inference chosen on validation clients; "
-        f"commit {str(env.get('commit'))[:12]}, {env.get('cores', '?')} cores. "
+        f"commit {env.get('commit')}, {env.get('cores', '?')} cores. "
         f"File: [{name}.json](results/{name}.json).",
         "",
         "| method | inference | seen | unseen | conflicting pairs | worst group | switch gap | purity |",
@@ -146,14 +146,31 @@ def keep_study(run: Path) -> None:
     summary = json.loads((run / SUMMARY).read_text())
     if summary["quick"]:
         raise UserError("is a quick study", "only full ones are kept", file=run)
-    name = next((f.stem for f in study_files() if load_study(f).name == summary["study"]["name"]), None)
-    if name is None:
+    file = next((f for f in study_files() if load_study(f).name == summary["study"]["name"]), None)
+    if file is None:
         raise UserError(f"no file of study {summary['study']['name']!r} in configs/studies", file=run)
-    kept = DOCS / "studies" / name
+    plain, command = f"fedvpa study {file.relative_to(ROOT)} --out DIR", summary["provenance"]["command"]
+    if command != plain:
+        raise UserError(f"was made by `{command}`", f"only what `{plain}` makes is kept", file=run)
+    fits(load_study(file), summary, run / SUMMARY)
+    kept = DOCS / "studies" / file.stem
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
-    for file in [run / SUMMARY, *(run / f"{f['name']}.svg" for f in summary["figures"] if f["points"])]:
-        shutil.copy(file, kept / file.name)
+    for part in [run / SUMMARY, *(run / f"{f['name']}.svg" for f in summary["figures"] if f["points"])]:
+        shutil.copy(part, kept / part.name)
+
+
+def fits(study: Study, summary: Mapping[str, Any], file: Path) -> None:
+    """Refuses a summary that does not show what its study's file asks for.
+
+    Raises:
+        UserError: other claims, tables or figures.
+    """
+    wanted = study.model_dump(mode="json")
+    for kind, key in (("checks", "says"), ("tables", "title"), ("figures", "name")):
+        if [x[key] for x in wanted[kind]] != [x[key] for x in summary[kind]]:
+            remedy = "run `fedvpa study` again: finished cells are never run twice"
+            raise UserError(f"its {kind} are not those of the study's file", remedy, file=file)
 
 
 def study_files() -> list[Path]:
@@ -172,6 +189,8 @@ def parts(folder: Callable[[str], Path], link: str, options: str) -> list[Part]:
         summary = folder(file.stem) / SUMMARY
         tree = json.loads(summary.read_text()) if summary.is_file() else None
         source = str(file.relative_to(ROOT))
+        if tree is not None:
+            fits(load_study(file), tree, summary)
         command = f"fedvpa study {source}{options} --out DIR"
         found.append(Part(load_study(file), source, tree, link.format(file.stem), command))
     return found

@@ -92,6 +92,7 @@ def test_files_and_numbers(experiment: Path, tmp_path: Path, cli: Cli) -> None:
     both = [points["fedvpl", n]["mean"] - points["fedbt", n]["mean"] for n in (2, 3)]
     assert [t["mean"] for t in summary["checks"][0]["tests"]] == pytest.approx(both, abs=2e-6)
     assert summary["provenance"]["seeds"] == [0, 1]
+    assert summary["provenance"]["command"] == f"fedvpa study {study} --out DIR"
     assert summary["provenance"]["dates"]
     assert summary["cells"] == {"planned": 8, "finished": 8, "failed": []}
     assert {e["federation.rounds"] for e in kept["summary"]} == {2, 3}
@@ -111,13 +112,16 @@ def test_finished_cells_are_never_run_again(experiment: Path, tmp_path: Path, cl
     assert done.code == 0
     assert "4 cells" in done.err
     assert "2 finished before" in done.err
+    changed = json.loads((tmp_path / "s" / "one" / "summary.json").read_text())["provenance"]["command"]
+    assert changed.endswith("--seeds 1 --out DIR")
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert len(list(folder.iterdir())) == 2 * 6
     # a damaged one is run again, the others are not
-    damaged = sorted(folder.glob("*.safetensors"))[0]
-    damaged.write_bytes(b"damaged")
-    done = cli("study", study, "--out", tmp_path / "s" / "two", "--jobs", 1, "--plan")
-    assert ("1 to run" in done.out) or "nothing to run" in done.out
+    assert "nothing to run" in cli("study", study, "--out", tmp_path / "s" / "two", "--plan").out
+    new = [p for p in folder.glob("*.safetensors") if p not in before]
+    assert len(new) == 2
+    new[0].write_bytes(b"damaged")
+    assert "1 to run" in cli("study", study, "--out", tmp_path / "s" / "two", "--plan").out
 
 
 def test_a_failing_cell_is_reported_and_the_others_go_on(

@@ -100,9 +100,20 @@ def test_outcomes(low: float, high: float, p: float, changes: dict[str, Any], ex
     assert outcome(check(**changes), Estimate(0.0, low, high, 5, p), p) == expected
 
 
+def examined(*outcomes: str, low: float = 0.1, **changes: Any) -> dict[str, Any]:
+    tests = [{"outcome": o, "ci_low": low, "ci_high": 0.2} for o in outcomes]
+    return {"tests": tests, **check(**changes).model_dump(mode="json")}
+
+
 def test_verdicts() -> None:
-    assert verdict([]) == "untested"
-    assert verdict(["pass", "pass"]) == "holds"
-    assert verdict(["pass", "open"]) == verdict(["pass", "fail"]) == "partly"
-    assert verdict(["open", "fail"]) == verdict(["fail"]) == "not"
-    assert verdict(["open", "open"]) == "open"
+    assert verdict(examined()) == "untested"
+    assert verdict(examined("pass", "pass")) == "holds"
+    assert verdict(examined("pass", "open")) == verdict(examined("pass", "fail")) == "partly"
+    assert verdict(examined("open", "fail")) == verdict(examined("fail")) == "not"
+    assert verdict(examined("open", "open")) == "open"
+
+
+def test_what_nothing_speaks_against_is_not_shown() -> None:
+    assert verdict(examined("pass", burden="not refuted")) == "holds"
+    assert verdict(examined("pass", low=-0.1, burden="not refuted")) == "unrefuted"
+    assert verdict(examined("pass", "fail", low=-0.1, burden="not refuted")) == "partly"

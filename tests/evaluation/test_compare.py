@@ -14,6 +14,8 @@ from fedvpa.evaluation.compare import (
     holm,
     percentile_interval,
     resample_accuracy,
+    seed_interval,
+    seed_p,
     summarise,
 )
 
@@ -207,10 +209,30 @@ def test_metrics_have_means_and_seed_intervals():
     [entry] = summarise(rows, [None] * 3)
     gap = entry["metrics"]["switch_gap"]
     assert gap["mean"] == pytest.approx(0.3)
-    assert 0.2 <= gap["ci_low"] < gap["ci_high"] <= 0.4 + 1e-12
+    # Student's interval by scipy: two seeds leave almost everything open
+    expected = stats.t.interval(0.95, 1, loc=0.3, scale=stats.sem([0.2, 0.4]))
+    assert (gap["ci_low"], gap["ci_high"]) == pytest.approx(expected)
     assert entry["metrics"]["group_accuracy/a"]["mean"] == pytest.approx(0.7)
     assert "group_accuracy/b" not in entry["metrics"]
     assert "kl" not in entry["metrics"]
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_few_seeds_keep_their_level(seeds: int) -> None:
+    """Where nothing differs, one test of twenty says that it does, and 95 % of the intervals hold the truth."""
+    draws = np.random.default_rng(0).normal(size=(4000, seeds))
+    wrong = np.mean([seed_p(d) <= 0.05 for d in draws])
+    inside = np.mean([low <= 0 <= high for low, high in map(seed_interval, draws)])
+    assert 0.04 < wrong < 0.06
+    assert 0.94 < inside < 0.96
+
+
+def test_seeds_that_agree_exactly() -> None:
+    assert seed_p(np.zeros(5)) == 1.0
+    assert seed_p(np.full(5, 0.1)) == 0.0
+    assert seed_p(np.array([0.1])) is None
+    assert seed_interval(np.full(3, 0.2)) == pytest.approx((0.2, 0.2))
+    assert seed_interval(np.array([0.2])) == (None, None)
 
 
 def test_one_seed_without_pairs_has_no_interval_and_no_comparison():

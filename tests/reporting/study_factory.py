@@ -48,6 +48,8 @@ def check(verdict: str, outcomes: list[str], **changes: Any) -> dict[str, Any]:
         "paper": True,
         "metric": "accuracy",
         "minus": {"method": "b"},
+        "at_least": 0.0,
+        "at_most": None,
         "burden": "shown",
     }
     return {**body, "tests": tests, "missing": 0, "verdict": verdict, **changes}

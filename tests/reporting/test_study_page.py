@@ -37,6 +37,18 @@ def test_the_first_paragraph_sorts_the_claims() -> None:
     assert "difference in accuracy +0.010 to +0.020" in text
 
 
+def test_what_nothing_speaks_against_is_not_said_to_hold() -> None:
+    mild = check("holds", ["pass", "pass"], burden="not refuted", at_least=0.02)
+    assert "**One is not refuted**: claim holds (not refuted in 2 of 2 tests; " in verdicts([part([mild])], paper=True)
+
+
+def test_a_claim_that_holds_partly_says_against_whom() -> None:
+    mixed = check("partly", ["pass", "open", "pass"], minus={"method": ["b", "c"]})
+    for test, rival in zip(mixed["tests"], ("b", "c", "c"), strict=True):
+        test["minus"] = {"method": rival}
+    assert "(shown in 2 of 3 tests; 1 undecided; against b 1 of 1, c 1 of 2; " in verdicts([part([mixed])], paper=True)
+
+
 def test_several_claims_are_counted_in_words() -> None:
     text = verdicts([part([check("holds", ["pass"]), check("holds", ["pass"])])], paper=True)
     assert "**Two hold**" in text

@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_limits
 from fedvpa.apps.runs import environment
 from fedvpa.apps.stopping import Interrupted
 from fedvpa.apps.training import load, round_record
+from fedvpa.backbone.models import choose_device, choose_dtype
 from fedvpa.config import ExperimentConfig, LoRAConfig, PrivacyConfig, parse_config
 from fedvpa.evaluation.compare import PairScores
 from fedvpa.evaluation.experiment import MethodRun, Prepared, run_method
@@ -122,6 +123,7 @@ def start_worker(threads: int, parent: int) -> None:
     """Called once in each worker process: Ctrl-C is the parent's business, and a lost parent ends the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     limit_threads(threads)
+    environment()  # before somebody commits: what runs here is the code as it is now
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
@@ -213,12 +215,17 @@ def _write(
         "correct": np.stack([s.correct[used] for s in measured.scores]),
     }
     blob = save_arrays(arrays)
+    device = choose_device(prepared.config.federation.device)
     write_bytes(path.with_suffix(".safetensors"), blob)
     tree = {
         "sha256": hashlib.sha256(blob).hexdigest(),
         "config": prepared.config.model_dump(mode="json", exclude={"output"}),
         "notes": prepared.data.notes,
-        "environment": {**environment(), "date": datetime.now(UTC).date().isoformat()},
+        "environment": {
+            **environment(),
+            "date": datetime.now(UTC).date().isoformat(),
+            "features": str(choose_dtype(prepared.config.backbone.dtype, device)).removeprefix("torch."),
+        },
         "pool": _digest(prepared.data.pairs),
         "pool_size": len(used),
         "seconds": seconds,

@@ -134,6 +134,7 @@ def _executor(jobs: int, threads: int) -> Iterator[Executor]:
     executor: Executor
     if jobs == 1:
         cells.limit_threads(threads)
+        cells.environment()  # as in a worker: see `cells.start_worker`
         cells.stop.clear()
         executor = ThreadPoolExecutor(1)
     else:

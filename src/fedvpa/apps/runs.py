@@ -15,6 +15,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -244,8 +245,12 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
+@lru_cache(maxsize=1)
 def _commit() -> str | None:
-    """The checkout's commit, with ``+`` if tracked files were changed; None outside a checkout."""
+    """The checkout's commit, with ``+`` if tracked files were changed; None outside a checkout.
+
+    It is what it was when a process first asked: a process goes on with the code that it has loaded.
+    """
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

@@ -39,6 +39,7 @@ class Plan:
         study: as it is run (reduced, where quick); source: its file.
         cells: every cell; todo: address -> estimated seconds of those that are not finished.
         folder: where cells are kept; jobs: cells at a time.
+        options: what was asked for beyond the study's file, as the user typed it.
     """
 
     study: Study
@@ -48,6 +49,7 @@ class Plan:
     todo: dict[str, float]
     folder: Path
     jobs: int
+    options: str = ""
 
 
 def plan(
@@ -74,7 +76,8 @@ def plan(
             finished[path.stem] = found.config, found.seconds
     estimator = Estimator(finished.values())
     todo = {c.address: estimator.seconds(c) for c in cells if c.address not in finished}
-    return Plan(study, source, quick, cells, todo, folder, jobs or default_jobs())
+    options = "".join(f" {o}" for o in [*overrides, *([f"--seeds {seeds}"] if seeds else [])])
+    return Plan(study, source, quick, cells, todo, folder, jobs or default_jobs(), options)
 
 
 def announce(work: Plan, console: Console, every_cell: bool = False) -> None:
@@ -234,13 +237,14 @@ def _provenance(work: Plan, used: Sequence[Finished]) -> dict[str, Any]:
     versions = ("fedvpa", "python", "torch", "transformers")
     quick = " --quick" if work.quick else ""
     return {
-        "command": f"fedvpa study {work.source}{quick} --out DIR",
+        "command": f"fedvpa study {work.source}{work.options}{quick} --out DIR",
         "seeds": sorted({c.cell.seed for c in work.cells}),
         "commits": several("commit"),
         "hardware": several("processor"),
         "cores": several("cores"),
         "platform": several("platform"),
         "dates": several("date"),
+        "features": sorted({str(f.environment.get("features", "unknown")) for f in used}),
         "versions": {name: several(name) for name in versions},
         "core_seconds": round(sum(f.seconds for f in used)),
     }

@@ -3,6 +3,9 @@
 Two things vary when an experiment is repeated: the seed (data partition, initialisation, client sampling) and the test
 pairs. Each resample therefore draws both with replacement. All methods share the resamples, so that a difference
 between two methods is paired: the same seeds and the same pairs on both sides.
+
+Of metrics other than accuracy there is one value per seed and nothing else to resample. Three to five values
+resampled give intervals that are far too narrow, so theirs are Student's (`seed_interval`, `seed_p`).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from fedvpa.evaluation.results import METRICS
 
@@ -101,6 +105,26 @@ def percentile_interval(draws: Floats, level: float = LEVEL) -> tuple[float, flo
     """The percentile bootstrap interval of (B,) resampled statistics."""
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def seed_interval(values: Floats, level: float = LEVEL) -> tuple[float | None, float | None]:
+    """Student's interval for the mean of (S,) values, one per seed; None for fewer than two."""
+    if len(values) < 2:
+        return None, None
+    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def seed_p(differences: Floats) -> float | None:
+    """Two-sided p-value of Student's paired test of "no difference" from (S,) differences, one per seed.
+
+    None for fewer than two; 1 where all are zero.
+    """
+    if len(differences) < 2:
+        return None
+    if not differences.std():
+        return 1.0 if not differences.any() else 0.0
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def bootstrap_p(differences: Floats) -> float:
@@ -199,25 +223,23 @@ def _entry(
         "mean": float(np.mean([rows[i]["accuracy"] for i in members])),
         "ci_low": low,
         "ci_high": high,
-        "metrics": _metrics([rows[i] for i in members], bootstrap),
+        "metrics": _metrics([rows[i] for i in members]),
         "paired": [],
     }
 
 
-def _metrics(rows: list[Mapping[str, Any]], bootstrap: _Bootstrap) -> dict[str, dict[str, float | None]]:
+def _metrics(rows: list[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
     """Mean and seed interval of every metric other than accuracy that has a value in some seed."""
-    values: dict[str, list[tuple[int, float]]] = {}
+    values: dict[str, list[float]] = {}
     for r in rows:
         groups = {f"group_accuracy/{g}": v for g, v in (r.get("group_accuracy") or {}).items()}
         for name, value in ({k: r.get(k) for k in METRICS} | groups).items():
             if value is not None and np.isfinite(value):
-                values.setdefault(name, []).append((r["seed"], float(value)))
+                values.setdefault(name, []).append(float(value))
     out: dict[str, dict[str, float | None]] = {}
     for name, found in values.items():
-        x = np.array([v for _, v in found])
-        interval: tuple[float | None, float | None] = (None, None)
-        if len(x) > 1:
-            interval = percentile_interval(bootstrap.seed_shares(tuple(s for s, _ in found)) @ x)
+        x = np.array(found)
+        interval = seed_interval(x)
         out[name] = {"mean": float(x.mean()), "ci_low": interval[0], "ci_high": interval[1]}
     return out
 

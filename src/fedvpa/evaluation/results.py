@@ -87,7 +87,7 @@ class Row(_Strict):
 
 
 class Interval(_Strict):
-    """A mean over seeds with its 95 % bootstrap interval; the interval is null with one seed."""
+    """A mean over seeds with Student's 95 % interval; the interval is null with one seed."""
 
     mean: float = Field(description="Mean over the seeds where the metric has a meaning.")
     ci_low: float | None = Field(description="Lower end of the 95 % interval.")
@@ -258,9 +258,10 @@ _PREFACE = """# Results: the promise to your scripts
 their names and meanings; a key may be added, none is taken away without a new major version. A metric without a meaning
 for a method is null. Files are UTF-8, numbers are finite.
 
-Intervals are 95 % percentile bootstrap intervals. For accuracies each resample draws seeds *and* test pairs with
-replacement, the same ones for every method, so that differences are paired; with few seeds such intervals are somewhat
-too narrow. Holm's correction runs over the methods that one table compares: one population, one context size.
+Intervals are 95 %. Those of accuracies are percentile bootstrap intervals: each resample draws seeds *and* test pairs
+with replacement, the same ones for every method, so that differences are paired; with few seeds such intervals are
+somewhat too narrow. Those of other metrics, of which there is one value per seed, are Student's. Holm's correction
+runs over the methods that one table compares: one population, one context size.
 
 ```python
 import json

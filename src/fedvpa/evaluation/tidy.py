@@ -1,7 +1,7 @@
 """A study's rows in one table: settings as columns, and what is said of any part of it, always with an interval.
 
-Means and differences come from `compare.summarise`: seeds and test pairs are resampled for accuracies, seeds alone for
-other metrics.
+Means and differences of accuracies come from `compare.summarise`, which resamples seeds and test pairs; other metrics
+have one value per seed, and Student's interval and test (`compare.seed_interval`, `compare.seed_p`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fedvpa.evaluation.compare import PairScores, bootstrap_p, percentile_interval, summarise
+from fedvpa.evaluation.compare import PairScores, seed_interval, seed_p, summarise
 from fedvpa.evaluation.results import METRICS
 from fedvpa.evaluation.study_schema import DEFAULT, Where
 
@@ -119,7 +119,7 @@ def estimate(found: Sequence[Record], metric: str, resamples: int) -> Estimate |
         (entry,) = summarise([_alias(r, "it") for r in found], _scores(found), resamples=resamples)
         return Estimate(entry["mean"], entry["ci_low"], entry["ci_high"], entry["seeds"])
     values = np.array([value(r.row, metric) for r in found], dtype=float)
-    return Estimate(float(values.mean()), *_interval(_seed_draws(values, resamples)), len(values))
+    return Estimate(float(values.mean()), *seed_interval(values), len(values))
 
 
 def contrast(left: Sequence[Record], right: Sequence[Record], metric: str, resamples: int) -> Estimate | None:
@@ -140,9 +140,7 @@ def contrast(left: Sequence[Record], right: Sequence[Record], metric: str, resam
         for found in entries[0]["paired"]:
             return Estimate(found["difference"], found["ci_low"], found["ci_high"], found["seeds"], found["p"])
     a, b = (np.array([value(r.row, metric) for r in side], dtype=float) for side in couples)
-    draws = _seed_draws(a - b, resamples)
-    p = None if draws is None else bootstrap_p(draws)
-    return Estimate(float((a - b).mean()), *_interval(draws), len(seeds), p)
+    return Estimate(float((a - b).mean()), *seed_interval(a - b), len(seeds), seed_p(a - b))
 
 
 def flat(row: Row) -> dict[str, Any]:
@@ -180,15 +178,3 @@ def _scores(found: Sequence[Record]) -> list[PairScores | None]:
 def _alias(record: Record, method: str) -> dict[str, Any]:
     """A row under another name, so that `summarise` compares whatever is to be compared."""
     return {**record.row, "method": method, "inference": "none", "default": True, "context_size": None}
-
-
-def _seed_draws(values: np.ndarray, resamples: int) -> np.ndarray | None:
-    """(B,) means under resampled seeds; None for one seed, with which nothing varies."""
-    if len(values) < 2:
-        return None
-    index = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
-    return values[index].mean(1)
-
-
-def _interval(draws: np.ndarray | None) -> tuple[float | None, float | None]:
-    return (None, None) if draws is None else percentile_interval(draws)

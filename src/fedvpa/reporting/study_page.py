@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedvpa.evaluation.claims import verdict
 from fedvpa.evaluation.study_schema import Study
 from fedvpa.reporting.study_tables import check_line, evidence, markdown
 
 GROUPS = (
     ("holds", "hold"),
+    ("unrefuted", "are not refuted"),
     ("partly", "hold only partly"),
     ("not", "do not hold"),
     ("open", "are neither shown nor refuted"),
@@ -42,7 +44,7 @@ def claims(parts: Sequence[Part], paper: bool) -> list[tuple[Mapping[str, Any], 
     found: list[tuple[Mapping[str, Any], Part]] = []
     for part in parts:
         if part.summary is None:
-            empty = {"tests": [], "missing": 0, "verdict": "untested"}
+            empty: dict[str, Any] = {"tests": [], "missing": 0}
             checks: list[Mapping[str, Any]] = [{**c.model_dump(mode="json"), **empty} for c in part.study.checks]
         else:
             checks = part.summary["checks"]
@@ -54,9 +56,9 @@ def verdicts(parts: Sequence[Part], paper: bool) -> str:
     """One paragraph: which claims hold, which only partly, which do not, each with its numbers."""
     found = claims(parts, paper)
     sentences = []
-    for verdict, words in GROUPS:
-        mine = [(c, part) for c, part in found if c["verdict"] == verdict]
-        if mine and verdict == "untested":
+    for kind, words in GROUPS:
+        mine = [(c, part) for c, part in found if verdict(c) == kind]
+        if mine and kind == "untested":
             studies = ", ".join(dict.fromkeys(_link(part) for _, part in mine))
             sentences.append(f"**{_count(len(mine)).capitalize()} {_conjugated(words, len(mine))}** ({studies}).")
         elif mine:
@@ -114,24 +116,36 @@ def provenance(summary: Mapping[str, Any], file: str) -> str:
     quick = "**The quick reduction, not a result.** " if summary["quick"] else ""
     dates = " to ".join(dict.fromkeys((p["dates"][0], p["dates"][-1])))
     seeds = ", ".join(str(s) for s in p["seeds"])
+    known = [f for f in p.get("features", []) if f != "unknown"]
+    features = f"features in {' and '.join(known)}; " if known else ""
     return (
         f"{quick}{count}{failed}, seeds {seeds}; {p['core_seconds'] / 3600:.1f} core hours "
         f"on {' / '.join(p['hardware'])} ({'/'.join(p['cores'])} cores), {dates}; "
-        f"commit {', '.join(p['commits'])}; {versions}. Numbers: [{file.rpartition('/')[2]}]({file})."
+        f"commit {', '.join(p['commits'])}; {features}{versions}. Numbers: [{file.rpartition('/')[2]}]({file})."
     )
 
 
 PREFACE = """Every number on this page comes from the files that are linked beside it, and every verdict from a
 rule: a claim names a quantity and the range in which it must lie; a test passes if the whole 95 % interval lies in
-the range, and a difference must also be significant after Holm's correction; a claim *holds* if every test passes,
-*partly* if some do, does *not* if none passes and some fail, and is neither shown nor refuted if all are open.
+the range, and a difference must also be significant after Holm's correction over the claim's tests; a claim *holds* if
+every test passes, *partly* if some do, does *not* if none passes and some fail, and is neither shown nor refuted if all
+are open. A claim that something is *not* so ("nowhere worse") is *not refuted* while no test speaks against it.
 Accuracy is the mean over users of the share of query pairs predicted as the user labelled them; queries come from
-prompts that no training pair has. Intervals are 95 % bootstrap intervals over seeds and test pairs (for other
-metrics: over seeds); differences are paired on the same seeds, splits and pairs, and a star marks those that are
-significant. The switch gap is accuracy with the own latent minus accuracy with one inferred from a user of the
-opposite group. Settings and inference were chosen on validation users only; [search.md](search.md) lists how many
-settings each method was given, and what was chosen. Rounds and clients per round are the benchmark's, equal for all
-methods."""
+prompts that no training pair has. Intervals are 95 %: of accuracies by bootstrap over seeds and test pairs, of other
+metrics Student's over seeds. Differences are paired on the same seeds, splits and pairs, and a star marks those
+that are significant after Holm's correction over their table, which is another family than a claim's.
+
+What to keep in mind:
+
+* The switch gap is accuracy with the own latent minus accuracy with one inferred from a user of the opposite group.
+* `fedbt` and `fedbiscuit` predict the same for everybody. Where opposite groups are equal in number (`hh-attributes`)
+  they are at 0.5 by construction, and a lead over them there is no achievement.
+* In tables of *seen* users `local` and `fedpdpo` use all of a user's training pairs, methods with a latent the context.
+* The number of clusters M is the number of true groups unless a study says otherwise (`auto` chooses it); who belongs
+  to which group no method is told, but the oracles and `fedvpa-gp+labels`.
+* Settings and inference were chosen on validation users, with the exceptions that research.md lists under "Where test
+  data was seen"; [search.md](search.md) lists how many settings each method was given, and what was chosen. Rounds and
+  clients per round are the benchmark's, equal for all methods."""
 
 
 def page(parts: Sequence[Part], generated_by: str, remark: str = "", rest: str = "") -> str:
@@ -142,5 +156,13 @@ def page(parts: Sequence[Part], generated_by: str, remark: str = "", rest: str =
         remark: what else there is to say at the beginning; rest: further sections.
     """
     head = ["# Benchmarks", "", f"<!-- Generated by `{generated_by}`; do not edit. -->", ""]
-    head += [verdicts(parts, paper=True), "", verdicts(parts, paper=False), "", f"{PREFACE} {remark}".strip(), ""]
+    head += [
+        verdicts(parts, paper=True),
+        "",
+        verdicts(parts, paper=False),
+        "",
+        PREFACE,
+        "",
+        *([remark, ""] if remark else []),
+    ]
     return "\n".join([*head, *(section(part) for part in parts), rest])

@@ -26,6 +26,8 @@ def study_figure(figure: Mapping[str, Any], names: Mapping[str, str], study: str
     """
     points = figure["points"]
     facets = in_order(_facet(figure, p) for p in points)
+    if len(facets) > 1:  # what is the same for every panel (a ceiling, say) stands in each
+        facets = [f for f in facets if f is not None]
     series = in_order(_series(figure, p) for p in points)
     places = in_order(p["at"].get(figure["x"]) for p in points)
     places = [x for x in places if x is not None or figure["kind"] == "dots"]
@@ -35,7 +37,7 @@ def study_figure(figure: Mapping[str, Any], names: Mapping[str, str], study: str
         for i, (ax, facet) in enumerate(
             zip(panels(canvas, len(facets), figure["facets"] != "metric"), facets, strict=True)
         ):
-            own = [p for p in points if _facet(figure, p) == facet]
+            own = [p for p in points if _facet(figure, p) in (facet, None)]
             paint_panel(ax, figure, own, places, series, names)
             zero = 0.0 if figure["difference"] else figure["chance"]
             if zero is not None:
@@ -88,7 +90,7 @@ def _dots(
     """A dot with its interval per value of x, down the panel; the series side by side."""
     for i, one in enumerate(series):
         color = PALETTE[i % len(PALETTE)] if figure["series"] else INK
-        shift = 0.0 if len(series) == 1 else 0.6 * (i / (len(series) - 1) - 0.5)
+        shift = 0.0 if len(series) == 1 else 0.36 * (i / (len(series) - 1) - 0.5)
         name = None if one is None else label(heading(figure["series"], one, names))
         for p in (p for p in own if _series(figure, p) == one):
             y = places.index(p["at"].get(figure["x"])) + shift

@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedvpa.evaluation.claims import verdict
 from fedvpa.reporting.tables import LATENT
 
 VERDICTS = {
     "holds": "holds",
+    "unrefuted": "not refuted",
     "partly": "holds only partly",
     "not": "does not hold",
     "open": "is neither shown nor refuted",
@@ -114,7 +116,7 @@ def digits(metric: str) -> int:
 
 def check_line(check: Mapping[str, Any]) -> str:
     """``holds: ... (9 of 9 tests; +0.101 to +0.393)``: a check's verdict with its numbers."""
-    return f"{VERDICTS[check['verdict']]}: {check['says']} ({evidence(check)})"
+    return f"{VERDICTS[verdict(check)]}: {check['says']} ({evidence(check)})"
 
 
 def evidence(check: Mapping[str, Any]) -> str:
@@ -130,10 +132,22 @@ def evidence(check: Mapping[str, Any]) -> str:
         parts = [f"{shown} in {count['pass']} of {len(tests)} tests"]
         parts += [f"{count['fail']} against it"] if count["fail"] else []
         parts += [f"{count['open']} undecided"] if count["open"] else []
+        parts += _by_rival(check) if count["pass"] < len(tests) else []
     parts.append(_span(check))
     if check["missing"]:
         parts.append(f"{check['missing']} not run")
     return "; ".join(parts)
+
+
+def _by_rival(check: Mapping[str, Any]) -> list[str]:
+    """``against fedvpl 0 of 3, local 3 of 3``, where a check subtracts several things."""
+    several = [k for k, v in (check["minus"] or {}).items() if isinstance(v, list)]
+    found: dict[str, list[bool]] = {}
+    for t in check["tests"]:
+        rival = " ".join(text(t["minus"][k]) for k in several)
+        found.setdefault(rival, []).append(t["outcome"] == "pass")
+    each = [f"{rival} {sum(passed)} of {len(passed)}" for rival, passed in found.items()]
+    return [f"against {', '.join(each)}"] if several else []
 
 
 def _span(check: Mapping[str, Any]) -> str:
