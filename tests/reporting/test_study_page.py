@@ -46,7 +46,7 @@ def test_a_claim_that_holds_partly_says_against_whom() -> None:
     mixed = check("partly", ["pass", "open", "pass"], minus={"method": ["b", "c"]})
     for test, rival in zip(mixed["tests"], ("b", "c", "c"), strict=True):
         test["minus"] = {"method": rival}
-    assert "(shown in 2 of 3 tests; 1 undecided; against b 1 of 1, c 1 of 2; " in verdicts([part([mixed])], paper=True)
+    assert "(shown in 2 of 3 tests; 1 undecided; not against c (1 of 2); " in verdicts([part([mixed])], paper=True)
 
 
 def test_several_claims_are_counted_in_words() -> None:

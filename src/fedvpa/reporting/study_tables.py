@@ -22,6 +22,8 @@ VERDICTS = {
 }
 
 
+FEW = 4
+"""As many rivals are named that a claim does not pass against."""
 _WORDS = {
     "worst_group_accuracy": "worst group's accuracy",
     "conflict_accuracy": "accuracy on conflicting pairs",
@@ -140,14 +142,19 @@ def evidence(check: Mapping[str, Any]) -> str:
 
 
 def _by_rival(check: Mapping[str, Any]) -> list[str]:
-    """``against fedvpl 0 of 3, local 3 of 3``, where a check subtracts several things."""
+    """``not against fedvpl (0 of 3)``, where a check subtracts several things; of many, those against which it passes."""
     several = [k for k, v in (check["minus"] or {}).items() if isinstance(v, list)]
     found: dict[str, list[bool]] = {}
     for t in check["tests"]:
         rival = " ".join(text(t["minus"][k]) for k in several)
         found.setdefault(rival, []).append(t["outcome"] == "pass")
-    each = [f"{rival} {sum(passed)} of {len(passed)}" for rival, passed in found.items()]
-    return [f"against {', '.join(each)}"] if several else []
+    if not several:
+        return []
+    whole = [rival for rival, passed in found.items() if all(passed)]
+    rest = [f"{r} ({sum(passed)} of {len(passed)})" for r, passed in found.items() if not all(passed)]
+    if len(rest) <= FEW:
+        return [f"not against {', '.join(rest)}"]
+    return [f"only against {', '.join(whole)}" if whole else "against none"]
 
 
 def _span(check: Mapping[str, Any]) -> str:
