@@ -142,7 +142,7 @@ def evidence(check: Mapping[str, Any]) -> str:
 
 
 def _by_rival(check: Mapping[str, Any]) -> list[str]:
-    """``not against fedvpl (0 of 3)``, where a check subtracts several things; of many, those against which it passes."""
+    """``not against fedvpl (0 of 3)``, where several things are subtracted; of many, those against which it passes."""
     several = [k for k, v in (check["minus"] or {}).items() if isinstance(v, list)]
     found: dict[str, list[bool]] = {}
     for t in check["tests"]:
