@@ -175,11 +175,9 @@ def called(dimension: str, names: Mapping[str, str]) -> str:
 
 def heading(dimension: str, v: Any, names: Mapping[str, str]) -> str:
     """A value with what it is, where it does not speak for itself."""
-    return (
-        text(v)
-        if dimension in ("benchmark", "variant", "method", "population", "inference")
-        else (f"{called(dimension, names)} {text(v)}")
-    )
+    if dimension in ("benchmark", "variant", "method", "population", "inference"):
+        return text(v)
+    return f"no {called(dimension, names)}" if v is None else f"{called(dimension, names)} {text(v)}"
 
 
 def text(v: Any) -> str:
