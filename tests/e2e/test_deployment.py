@@ -268,7 +268,7 @@ def privacy_with_secret_noise(deployment: Deployment, tmp_path: Path) -> None:
 
 
 def a_supernode_is_killed_in_mid_round(deployment: Deployment) -> None:
-    overrides = 'out="second" settings="network.timeout=35 federation.sampled_clients=8 federation.rounds=2"'
+    overrides = 'out="second" settings="network.timeout=90 federation.sampled_clients=8 federation.rounds=2"'
     deployment.command("server/run.sh", "--run-config", overrides)
     wait_for(lambda: deployment.rounds("second") >= 1, lambda: deployment.log("superlink.log"))
     mine = str(deployment.folder / "node-2")
