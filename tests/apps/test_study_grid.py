@@ -13,7 +13,7 @@ import yaml
 
 from fedvpa.apps.cells import Cell, data_part
 from fedvpa.apps.study_grid import StudyCell, expand
-from fedvpa.config import METHODS, DataConfig, parse_config
+from fedvpa.config import METHODS, DataConfig, ExperimentConfig, parse_config
 from fedvpa.errors import UserError
 from fedvpa.evaluation.compare import PairScores
 from fedvpa.evaluation.results import METRICS
@@ -63,6 +63,17 @@ def test_settings_of_a_method_lie_under_the_runs_own(tmp_path: Path) -> None:
     steps = {(c.cell.method, c.config.method.beta, c.config.federation.local_steps) for c in found}
     assert steps == {("fedbt", 0.3, 2), ("fedbt", 0.4, 2), ("fedvpl", 0.3, 8), ("fedvpl", 0.4, 8)}
     assert all("federation.local_steps" not in c.settings for c in found)
+
+
+def test_a_run_can_leave_the_settings_of_its_methods_out(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("federation: {clients: 12, sampled_clients: 4}\n")
+    (tmp_path / "tuned.yaml").write_text("fedvpl: {method.beta: 0.2}\n")
+    searched = {"config": "base.yaml", "methods": ["fedvpl"]}
+    shared = {**searched, "tuned": False, "variants": {"default settings": {}}}
+    tree = {"name": "s", "title": "S", "claim": "C.", "seeds": 1, "settings": "tuned.yaml", "runs": [searched, shared]}
+    one, two = expand(Study.model_validate(tree), tmp_path / "study.yaml")
+    assert (one.settings["variant"], one.config.method.beta) == ("default", 0.2)
+    assert (two.settings["variant"], two.config.method.beta) == ("default settings", ExperimentConfig().method.beta)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ def expand(study: Study, file: Path, overrides: Sequence[str] = (), seeds: int |
     for run in study.runs:
         methods = parse_methods(",".join(run.methods))
         for (variant, own), method in itertools.product(_settings(run), methods):
-            config = _configuration(run, {**tuned.get(method, {}), **own}, overrides, file)
+            settings = tuned.get(method, {}) if run.tuned else {}
+            config = _configuration(run, {**settings, **own}, overrides, file)
             for seed in range(seeds or run.seeds or study.seeds):
                 named = {"benchmark": run.benchmark, "variant": variant}
                 found.append((named, tuple(own), config, method, config.seed + seed))

@@ -43,6 +43,7 @@ class Run(_Strict):
     variants: dict[str, Overrides] = Field({DEFAULT: {}}, min_length=1, description="Named overrides.")
     seeds: int | None = Field(None, ge=1, description="Instead of the study's.")
     quick: bool = Field(True, description="Whether the quick study has this run.")
+    tuned: bool = Field(True, description="Whether the study's settings per method apply to it.")
 
     @property
     def benchmark(self) -> str:
