@@ -19,6 +19,7 @@ from fedvpa.errors import UserError
 from fedvpa.evaluation.protocol import make_panel, score_predictions
 from fedvpa.federation import checkpoint, privacy, rounds
 from fedvpa.federation.rounds import TrainingState
+from fedvpa.network.nodes import ATTEMPTS
 from fedvpa.network.server_app import Server, connect
 from fedvpa.network.state import node_secret
 from toy import method_of, preferences, settings, world
@@ -428,6 +429,20 @@ def test_a_node_that_leaves_and_comes_back(tmp_path: Path) -> None:
     state = server.train(method, config, callback=callback)
     assert state.server.round == 9
     assert server.faults.counts.keys() == {"unreachable"}
+    assert len(server.nodes.held) == 3
+
+
+def test_a_node_may_leave_and_come_back_more_often_than_a_silent_one_is_asked(tmp_path: Path) -> None:
+    times = ATTEMPTS + 1
+    config = experiment(federation__rounds=2 * times + 1)
+    method, _ = reference(config)
+    server, grid = connected(config, tmp_path)
+
+    def callback(_: Any, state: TrainingState) -> None:
+        grid.absent = {2} if state.server.round % 2 else set()
+
+    server.train(method, config, callback=callback)
+    assert grid.log.count((2, "query.enroll")) == 1 + times
     assert len(server.nodes.held) == 3
 
 
