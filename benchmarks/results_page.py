@@ -1,6 +1,6 @@
 """Writes docs/benchmarks.md from docs/studies/ and docs/results/, so that no number there is typed by hand.
 
-    python benchmarks/results_page.py --keep-study out/studies/01-main   # copies a finished study's tables and figures
+    python benchmarks/results_page.py --keep-study out/studies/01-main   # takes over a finished study
     python benchmarks/results_page.py --keep hh-attributes-4 out/hh4     # copies a finished comparison's tables
     python benchmarks/results_page.py                                    # writes the page again (`make docs` does)
     python benchmarks/results_page.py --quick out/quick                  # the same page of a quick run, over there
@@ -22,9 +22,10 @@ import yaml
 
 from fedvpa.apps.studying import SUMMARY
 from fedvpa.errors import UserError
-from fedvpa.evaluation.result_files import read_results
+from fedvpa.evaluation.result_files import read_results, write_text
 from fedvpa.evaluation.study_schema import Study, load_study
 from fedvpa.reporting.study_page import Part, page
+from fedvpa.reporting.study_plots import study_figure
 from fedvpa.reporting.tables import plain_tables
 
 ROOT = Path(__file__).parent.parent
@@ -136,7 +137,7 @@ def comparisons() -> str:
 
 
 def keep_study(run: Path) -> None:
-    """Copies a study's summary and figures into the documentation.
+    """Copies a study's summary into the documentation.
 
     Raises:
         UserError: no finished study there, a quick one, or one whose study file is gone.
@@ -156,8 +157,18 @@ def keep_study(run: Path) -> None:
     kept = DOCS / "studies" / file.stem
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
-    for part in [run / SUMMARY, *(run / f"{f['name']}.svg" for f in summary["figures"] if f["points"])]:
-        shutil.copy(part, kept / part.name)
+    shutil.copy(run / SUMMARY, kept / SUMMARY)
+
+
+def draw_kept() -> None:
+    """Draws the kept studies' figures from their summaries, so that all look as the code of today draws them."""
+    for file in study_files():
+        kept = DOCS / "studies" / file.stem
+        if (kept / SUMMARY).is_file():
+            study = load_study(file)
+            for figure in json.loads((kept / SUMMARY).read_text())["figures"]:
+                if figure["points"]:
+                    write_text(kept / f"{figure['name']}.svg", study_figure(figure, study.names, study.name))
 
 
 def fits(study: Study, summary: Mapping[str, Any], file: Path) -> None:
@@ -213,6 +224,7 @@ def main() -> None:
         keep(args.keep[0], Path(args.keep[1]))
     for run in args.keep_study:
         keep_study(run)
+    draw_kept()
     full = parts(lambda name: DOCS / "studies" / name, "studies/{}", "")
     (DOCS / "benchmarks.md").write_text(page(full, by, REMARK, comparisons()))
 

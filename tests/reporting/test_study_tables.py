@@ -65,7 +65,7 @@ def test_figures_are_svg_that_says_what_it_shows(figure: dict) -> None:
     assert figure["title"] in tree.attrib["aria-label"]
     texts = {t.text for t in tree.iter("{http://www.w3.org/2000/svg}text")}
     expected = {
-        "lines": {"fedvpl", "fedvpa-gp", "fedbt", "beta", "0.1", "1", "accuracy (dashed: chance)"},
+        "lines": {"fedvpl", "fedvpa-gp", "fedbt", "beta", "0.1", "1", "accuracy", "chance"},
         "panels": {"accuracy", "KL to the prior (nats)", "active units", "beta"},
         "dots": {"fedvpl", "fedvpa-gp", "fedbt", "beta 0.1", "beta 1", "accuracy"},
     }

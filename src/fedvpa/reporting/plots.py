@@ -25,6 +25,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "h")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2, 2, 2)))
 INK, SOFT, FAINT = "#1d2129", "#5b6270", "#d9dce2"
+LEGEND_COLUMNS = 3
 WIDTH = 5.8  # inches; the page scales figures down where there is less room
 
 _STYLE: Any = {
@@ -296,4 +297,10 @@ def grid_height(count: int) -> float:
 def shared_legend(figure: Figure) -> None:
     """One legend for all panels, each entry once."""
     entries = {text: handle for ax in figure.axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(entries.values(), entries.keys(), loc="outside upper left", ncols=min(3, len(entries)))
+    columns = min(LEGEND_COLUMNS, len(entries))
+    figure.legend(entries.values(), entries.keys(), loc="outside upper left", ncols=columns)
+
+
+def legend_rows(entries: int) -> int:
+    """Rows that `shared_legend` takes."""
+    return math.ceil(entries / LEGEND_COLUMNS)

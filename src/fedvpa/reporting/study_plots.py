@@ -8,10 +8,24 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedvpa.reporting.plots import DASHES, INK, MARKERS, PALETTE, SOFT, draw, grid_height, label, panels, shared_legend
+from fedvpa.reporting.plots import (
+    DASHES,
+    INK,
+    MARKERS,
+    PALETTE,
+    SOFT,
+    draw,
+    grid_height,
+    label,
+    legend_rows,
+    panels,
+    shared_legend,
+)
 from fedvpa.reporting.study_tables import called, heading, in_order, metric_words, text
 
 Point = Mapping[str, Any]
+CHANCE = "chance"
+"""The legend's word for the dashed line."""
 ROOM = 20
 """Characters of tick labels that stand beside one another in half of the page's width."""
 
@@ -42,7 +56,8 @@ def study_figure(figure: Mapping[str, Any], names: Mapping[str, str], study: str
             zero = 0.0 if figure["difference"] else figure["chance"]
             if zero is not None:
                 line = ax.axvline if figure["kind"] == "dots" else ax.axhline
-                line(zero, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
+                named = CHANCE if figure["series"] is not None and not figure["difference"] else None
+                line(zero, color=SOFT, linewidth=1, linestyle=(0, (3, 3)), label=named)
             if facet is not None:
                 ax.set_title(label(_facet_title(figure, facet, names), 40))
             ax.set_label(str(i))
@@ -57,6 +72,7 @@ def study_figure(figure: Mapping[str, Any], names: Mapping[str, str], study: str
 
     lines = 1 if figure["kind"] == "line" else len(places) * max(1, 0.6 * len(series))
     height = grid_height(len(facets)) if figure["kind"] == "line" else 1.0 + _rows(len(facets)) * (0.5 + 0.26 * lines)
+    height += 0.2 * max(0, legend_rows(len(series) + (figure["chance"] is not None)) - 1)
     return draw(f"{study}-{figure['name']}", _alt(figure, names), height, paint)
 
 
@@ -123,7 +139,8 @@ def _quantity(figure: Mapping[str, Any]) -> str:
     word = metric_words(figure["metric"])
     if figure["difference"]:
         return f"difference in {word} to {', '.join(str(v) for v in figure['difference'].values())}"
-    return f"{word} (dashed: chance)" if figure["chance"] is not None else word
+    unexplained = figure["chance"] is not None and figure["series"] is None  # without a legend
+    return f"{word} (dashed: chance)" if unexplained else word
 
 
 def _alt(figure: Mapping[str, Any], names: Mapping[str, str]) -> str:
