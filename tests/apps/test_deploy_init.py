@@ -72,6 +72,7 @@ def test_the_experiment_keeps_its_settings_but_not_its_data(cli: Callable[..., A
     config = load_config(tmp_path / "d/app/experiment.yaml")
     assert (config.method.name, config.data.pairs_per_client, config.data.path) == ("fedvpl", 7, None)
     assert (config.network.min_nodes, config.method.prior_components) == (5, 32)
+    assert config.output.checkpoint_every == 1
 
 
 def test_mistakes_are_one_line(cli: Callable[..., Any], trial: Path, tmp_path: Path) -> None:

@@ -74,11 +74,15 @@ def _mkdir(path: Path) -> None:
 
 
 def _experiment(config: Path | None, nodes: int) -> str:
-    """The given file, or a short one; the server waits for all nodes, and sends a prior of bounded size."""
+    """The given file, or a short one; the server waits for all nodes, and sends a prior of bounded size.
+
+    It writes a checkpoint after every round: a round lasts much longer here than a checkpoint takes to write.
+    """
     tree = {} if config is None else yaml.safe_load(config.read_text(encoding="utf-8")) or {}
     tree["data"] = {k: v for k, v in (tree.get("data") or {}).items() if k == "pairs_per_client"} | {"name": "jsonl"}
     tree["method"] = {"prior_components": PRIOR_COMPONENTS} | (tree.get("method") or {})
     tree["network"] = {"min_nodes": nodes} | (tree.get("network") or {})
+    tree["output"] = {"checkpoint_every": 1} | (tree.get("output") or {})
     head = "# What both ends train; `fedvpa config --keys` lists every key. Where the data is, each node says itself.\n"
     return head + yaml.safe_dump(tree, sort_keys=False)
 
