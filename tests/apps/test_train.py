@@ -181,7 +181,7 @@ def test_resuming_with_another_configuration_names_the_key(experiment: Path, fin
     assert done.code == 2
     assert done.err == (
         f"error: {finished}: method.beta: the run there has 0.01, this configuration 0.5; "
-        "resume with the same configuration, or use --overwrite\n"
+        "go on with the same configuration, choose another folder, or use --overwrite\n"
     )
 
 

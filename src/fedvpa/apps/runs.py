@@ -108,7 +108,12 @@ def _same_configuration(path: Path, config: ExperimentConfig) -> None:
     for key, value in new.items():
         if old[key] != value:
             problem = f"the run there has {old[key]!r}, this configuration {value!r}"
-            raise UserError(problem, "resume with the same configuration, or use --overwrite", file=path, field=key)
+            raise UserError(
+                problem,
+                "go on with the same configuration, choose another folder, or use --overwrite",
+                file=path,
+                field=key,
+            )
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
