@@ -14,7 +14,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,14 @@ from fedvpa.evaluation.result_files import read_results, write_text
 from fedvpa.evaluation.study_schema import Study, load_study
 from fedvpa.reporting.study_page import Part, page
 from fedvpa.reporting.study_plots import study_figure
+from fedvpa.reporting.study_tables import markdown
 from fedvpa.reporting.tables import plain_tables
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+MARKS = ("<!-- main table, written by benchmarks/results_page.py -->", "<!-- end of the main table -->")
+"""Around what is generated in the README."""
 KEPT = DOCS / "results"
 STUDIES = ROOT / "configs" / "studies"
 REMARK = "[research.md](research.md) says what was tried, and where test data was seen."
@@ -184,6 +188,20 @@ def fits(study: Study, summary: Mapping[str, Any], file: Path) -> None:
             raise UserError(f"its {kind} are not those of the study's file", remedy, file=file)
 
 
+def fill_readme(text: str, parts: Sequence[Part]) -> str:
+    """The README with the main study's first table, and the command that made it, between its two marks."""
+    head, begin, rest = text.partition(MARKS[0])
+    _, end, tail = rest.partition(MARKS[1])
+    main = next(part for part in parts if part.study.name == "main")
+    shown = f"Not yet run: `{main.command}`"
+    if main.summary is not None:
+        table = main.summary["tables"][0]
+        kept = f"{main.folder}/{SUMMARY}"
+        shown = f"{table['title']}; accuracy and 95 % interval, {main.study.seeds} seeds.\n"
+        shown += f"`{main.command}`, [summary.json](docs/{kept})\n\n{markdown(table, main.study.names)}"
+    return f"{head}{begin}\n{shown}\n{end}{tail}"
+
+
 def study_files() -> list[Path]:
     return sorted(STUDIES.glob("*.yaml"))
 
@@ -226,7 +244,8 @@ def main() -> None:
         keep_study(run)
     draw_kept()
     full = parts(lambda name: DOCS / "studies" / name, "studies/{}", "")
-    (DOCS / "benchmarks.md").write_text(page(full, by, REMARK, comparisons()))
+    write_text(DOCS / "benchmarks.md", page(full, by, REMARK, comparisons()))
+    write_text(README, fill_readme(README.read_text(encoding="utf-8"), full))
 
 
 if __name__ == "__main__":
