@@ -139,7 +139,7 @@ def page(result: dict[str, Any]) -> str:
         "*Injected*, *lost* (uploads that never came) and *rejected* (uploads that the server refused, naming the",
         "client) are those of the column *rejection*; every other faulty upload was aggregated. *Rounds*: the fewest",
         "that a seed completed without a defence, and with rejection.",
-        f"Accuracy: unseen users, mixture inference, mean of {seeds} seeds.",
+        f"Accuracy: unseen users, mixture inference, mean of {seeds} seed(s).",
         "",
         "| kind | injected | lost | rejected | rounds without / with | " + " | ".join(DEFENCES) + " |",
         "| --- | ---: | ---: | ---: | ---: |" + " ---: |" * len(DEFENCES),
