@@ -354,6 +354,20 @@ def config(
         _write_json(as_json, settings.model_dump(mode="json"))
 
 
+@app.command(epilog=_examples("fedvpa example-data example", "fedvpa example-data example --users 100 --pairs 24"))
+def example_data(
+    folder: Annotated[Path, typer.Argument(help="Where to; it is made if it is missing.", metavar="DIR")],
+    users: Annotated[int, typer.Option(min=5, max=1000, help="Users, of four groups that disagree.")] = 40,
+    pairs: Annotated[int, typer.Option(min=2, max=200, help="Labelled pairs of each.")] = 16,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+) -> None:
+    """Write a small data set in the layout of your own: pairs.jsonl, ada.jsonl (a new user) and candidates.jsonl."""
+    from fedvpa.apps import example_data as data
+
+    files = data.write(folder, users, pairs, overwrite)
+    Console(soft_wrap=True).print("\n".join(map(str, files)), highlight=False)
+
+
 @app.command(epilog=_examples("fedvpa doctor", "fedvpa doctor --json doctor.json"))
 def doctor(as_json: Json = None) -> None:
     """Show what is installed, found and missing, with the remedy. Exit code 1 if the default cannot run."""
