@@ -188,7 +188,8 @@ def test_single_precision_agrees_too(tmp_path: Path) -> None:
     config = experiment(federation__dtype="float32")
     method, expected = reference(config)
     server, _ = connected(config, tmp_path)
-    assert apart(server.train(method, config), expected) < 1e-4
+    # The promised bound. A stack's products round by their size, and differently on each processor.
+    assert apart(server.train(method, config), expected) < 1e-3
 
 
 def checkpointing(config: ExperimentConfig, folder: Path, stop: int | None = None) -> Any:
