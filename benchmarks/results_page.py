@@ -189,7 +189,14 @@ def fits(study: Study, summary: Mapping[str, Any], file: Path) -> None:
 
 
 def fill_readme(text: str, parts: Sequence[Part]) -> str:
-    """The README with the main study's first table, and the command that made it, between its two marks."""
+    """The README with the main study's first table, and the command that made it, between its two marks.
+
+    Raises:
+        UserError: a mark is missing.
+    """
+    for mark in MARKS:
+        if mark not in text:
+            raise UserError(f"has no line {mark!r}", "put both marks back", file=README)
     head, begin, rest = text.partition(MARKS[0])
     _, end, tail = rest.partition(MARKS[1])
     main = next(part for part in parts if part.study.name == "main")

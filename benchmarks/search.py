@@ -144,14 +144,9 @@ def search(space: Mapping[str, Any], folder: Path, console: Console) -> dict[str
     return {"about": about, "environment": environment, "methods": kept}
 
 
-def mean(values: Sequence[float | None]) -> float:
-    """-1 for a setting that failed with some seed."""
-    return -1.0 if any(v is None for v in values) else sum(v or 0.0 for v in values) / len(values)
-
-
 def fresh(values: Sequence[float | None]) -> float:
-    """The mean without the first seed, which the finalists were chosen by."""
-    return mean(values[1:])
+    """The mean without the first seed, which chose the finalists; -1 for a setting that failed with some seed."""
+    return -1.0 if any(v is None for v in values) else sum(v or 0.0 for v in values[1:]) / len(values[1:])
 
 
 def chosen(method: Mapping[str, Any]) -> Mapping[str, Any]:

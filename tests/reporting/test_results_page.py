@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from study_factory import study, summary
 
+from fedvpa.errors import UserError
 from fedvpa.reporting.study_page import Part
 from results_page import MARKS, fill_readme
 
@@ -28,3 +30,9 @@ def test_a_main_study_that_was_not_run_is_named_as_such() -> None:
     filled = fill_readme(TEXT, [replace(MAIN, summary=None)])
     assert f"Not yet run: `{MAIN.command}`" in filled
     assert "|" not in filled
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_a_readme_without_a_mark_is_not_written_over(mark: str) -> None:
+    with pytest.raises(UserError, match="put both marks back"):
+        fill_readme(TEXT.replace(mark, ""), [MAIN])
