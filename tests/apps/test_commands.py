@@ -186,6 +186,13 @@ def test_every_command_has_an_example(command: str, cli: Cli) -> None:
     assert f"fedvpa {command}" in done.out.split("Examples:")[1]
 
 
+@pytest.mark.parametrize(
+    ("command", "meaning"), [("train", "A YAML file"), ("score", "The folder of a run"), ("align", "key=value")]
+)
+def test_help_says_what_an_argument_is(command: str, meaning: str, cli: Cli) -> None:
+    assert meaning in " ".join(cli(command, "--help").out.split())
+
+
 def test_help_without_arguments(cli: Cli) -> None:
     done = cli()
     assert done.code == 0
