@@ -46,10 +46,24 @@ def test_opposite_wishes_are_learnt_at_once(chatty: Path, tmp_path: Path, how: C
     console = Console(file=(out := io.StringIO()))
     trained = run(chatty, tmp_path, how, CONFIG.model_copy(update={"epochs": 6}), console=console)
     assert trained.steps == len(trained.history) == 24
-    assert trained.history[0]["loss"] == pytest.approx(0.6931, abs=1e-3), "at first the policy is its reference"
+    assert trained.history[0]["loss"] == pytest.approx(0.6931, abs=0.05), "at first the policy is nearly its reference"
     assert sum(r["rewards/accuracies"] for r in trained.history[-4:]) / 4 > 0.9
     assert "step 24/24" in out.getvalue()
     assert "s/step  0 s left" in out.getvalue()
+
+
+@pytest.mark.parametrize("how", KINDS[:2], ids=lambda h: h.kind)
+def test_the_projection_starts_small_and_the_reference_knows_no_latent(
+    chatty: Path, tmp_path: Path, how: Conditioned
+) -> None:
+    still = run(chatty, tmp_path, how, CONFIG.model_copy(update={"learning_rate": 1e-30, "epochs": 1, "start": 0.2}))
+    projection = still.model.get_input_embeddings().latent_projection
+    size = float(projection.modules_to_save["default"].weight.detach().pow(2).mean().sqrt())
+    assert size == pytest.approx(0.2 / 3**0.5, rel=0.25)
+    assert not projection.original_module.weight.any()
+    assert still.history[0]["loss"] != pytest.approx(0.6931, abs=1e-6)
+    zero = run(chatty, tmp_path / "zero", how, CONFIG.model_copy(update={"start": 0.0}))
+    assert zero.history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
 
 
 def test_without_a_latent_opposite_wishes_cannot_be_learnt(chatty: Path, tmp_path: Path) -> None:

@@ -43,13 +43,20 @@ def users(*liking: float) -> list[Latent]:
     return [Latent(f"user {x}", User(mean=[x], log_var=[0.0], pairs=0, model_hash="")) for x in liking]
 
 
-def test_best_meets_worst_and_labels_turn_over() -> None:
+def test_a_couple_is_trained_on_both_ways_under_latents_that_contradict_each_other() -> None:
     found = label(LongerOrShorter(), PROMPTS, CANDIDATES, users(1.0, -1.0, 0.5), LabelsConfig(pairs=18))  # type: ignore[arg-type]
-    assert (found.couples, found.empty, len(found.preferences)) == (18, 6, 18)
+    assert (found.couples, found.empty) == (18, 6)
     for x in found.preferences:
-        longest, shortest = CANDIDATES[x.prompt][2], CANDIDATES[x.prompt][0]
-        assert (x.chosen, x.rejected) == ((shortest, longest) if x.latent == 1 else (longest, shortest))
+        shorter, longer = sorted((x.chosen, x.rejected), key=lambda r: len(r.text))
+        assert (x.chosen, x.rejected) == ((shorter, longer) if x.latent == 1 else (longer, shorter))
         assert 0.9 < x.margin <= 1
+    both = found.preferences[:12]
+    for one, other in zip(both[::2], both[1::2], strict=True):
+        assert (one.chosen, one.rejected) == (other.rejected, other.chosen)
+        assert 1 in (one.latent, other.latent)
+    assert {x.latent for x in found.preferences[12:]} <= {0, 2}  # the one that contradicts them has given its part
+    texts = [frozenset((x.prompt, r.text) for r in (x.chosen, x.rejected)) for x in found.preferences]
+    assert len(set(texts)) == 6 + len(texts[12:])
     torch.testing.assert_close(found.conflict, torch.tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]]).double())
     assert found.conflict_share == pytest.approx(2 / 3)
     assert not found.few_conflicts
@@ -64,17 +71,27 @@ def test_few_conflicts_are_noticed() -> None:
     assert not alone.few_conflicts
 
 
-def test_every_latent_gives_the_pairs_with_the_largest_margins() -> None:
+def test_the_surest_couples_come_first_and_every_latent_gives_its_part() -> None:
     varied = [answers("x", "x" * (2 + 3 * i)) for i in range(6)]
     found = label(LongerOrShorter(), PROMPTS, varied, users(0.1, -0.1), LabelsConfig(pairs=4))  # type: ignore[arg-type]
-    assert [(x.latent, x.prompt) for x in found.preferences] == [(0, 5), (0, 4), (1, 5), (1, 4)]
+    assert [(x.latent, x.prompt) for x in found.preferences] == [(0, 5), (1, 5), (1, 4), (0, 4)]
 
 
-def test_more_pairs_per_prompt() -> None:
+def test_couples_that_nobody_contradicts_enter_alone() -> None:
+    found = label(LongerOrShorter(), PROMPTS, CANDIDATES, users(0.1, 0.2), LabelsConfig(pairs=6))  # type: ignore[arg-type]
+    assert [x.latent for x in found.preferences] == [0, 1] * 3
+    assert {x.chosen.text for x in found.preferences} == {
+        f"Answer {i}, at some length and with care." for i in range(6)
+    }
+
+
+def test_a_latent_begins_with_so_many_couples_of_a_prompt() -> None:
     four = [answers("a", "bb", "ccc", "dddd") for _ in PROMPTS]
-    found = label(LongerOrShorter(), PROMPTS, four, users(1.0), LabelsConfig(per_prompt=2))  # type: ignore[arg-type]
-    mine = {(x.chosen.text, x.rejected.text) for x in found.preferences if x.prompt == 0}
-    assert mine == {("dddd", "a"), ("ccc", "bb")}
+    for per_prompt in (1, 2):
+        found = label(LongerOrShorter(), PROMPTS, four, users(1.0), LabelsConfig(per_prompt=per_prompt))  # type: ignore[arg-type]
+        mine = [(x.chosen.text, x.rejected.text) for x in found.preferences if x.prompt == 0]
+        assert len(mine) == len(set(mine)) == per_prompt
+        assert mine[0] == ("dddd", "a")
 
 
 def test_nothing_to_compare() -> None:

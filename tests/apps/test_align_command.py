@@ -231,5 +231,3 @@ def test_mistakes_in_the_configuration() -> None:
         load_alignment(None, ["training.micro_batch=3"])
     with pytest.raises(UserError, match=r"conditioning.tokens must be 1"):
         load_alignment(None, ["conditioning.kind=added", "conditioning.tokens=2"])
-    with pytest.raises(UserError, match=r"labels.per_prompt exceeds half"):
-        load_alignment(None, ["labels.per_prompt=3"])

@@ -10,6 +10,10 @@ the input ids, and whatever trains or runs the model (TRL's trainers, `generate`
 
 The projection is the only part that is trained. As PEFT's ``modules_to_save`` it is saved with the adapter and is off
 under ``disable_adapter``; what is left then is the frozen model, with neutral tokens in front.
+
+It starts at random, small (`start`): a shift of a fifth of the embeddings' size changes what a model says little, and
+yet the adapter can read off it at once who is meant. From zero the adapter would have nothing to go by until the
+projection had grown, along a gradient that is mostly noise.
 """
 
 from __future__ import annotations
@@ -71,7 +75,7 @@ class LatentTokens:
 
 
 class LatentProjection(nn.Module):
-    """z (..., d) -> (..., m, hidden), linear; all zero at first, so that training begins at the base model.
+    """z (..., d) -> (..., m, hidden), linear; all zero until `start`.
 
     Args:
         latent: d; tokens: m; hidden: width of the embeddings.
@@ -84,6 +88,12 @@ class LatentProjection(nn.Module):
         self.shape, self.scale, self.gain = (tokens, hidden), scale, gain
         self.weight = nn.Parameter(torch.zeros(tokens * hidden, latent))
         self.bias = nn.Parameter(torch.zeros(tokens * hidden))
+
+    @torch.no_grad()
+    def start(self, size: float, generator: torch.Generator) -> None:
+        """Random weights under which a typical latent's output has ``size`` times the size of the embeddings."""
+        fresh = torch.randn(self.weight.shape, generator=generator) * (size / math.sqrt(self.weight.shape[-1]))
+        self.weight.copy_(fresh)
 
     def forward(self, z: Tensor) -> Tensor:
         out = nn.functional.linear(self.scale * z.to(self.weight.dtype), self.weight, self.bias)
@@ -158,6 +168,14 @@ class ConditionedEmbedding(nn.Module):
         slot, token = self._place(ids[virtual])
         rows = self._project(slot)[torch.arange(len(slot), device=slot.device), token]
         return x.index_put((virtual,), rows.to(x.dtype), accumulate=True)
+
+    def start(self, size: float, generator: torch.Generator) -> None:
+        """Gives the projection that is trained random weights, see `LatentProjection.start`.
+
+        PEFT's copy of it only: what stands in its place under ``disable_adapter`` stays zero.
+        """
+        projection = getattr(self, PROJECTION)
+        getattr(projection, "modules_to_save", {"default": projection})["default"].start(size, generator)
 
     def select(self, cache: Any, rows: Tensor) -> None:
         """Keeps the latents of some rows of a batch, when a cache keeps these rows only."""

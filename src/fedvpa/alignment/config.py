@@ -68,9 +68,7 @@ class LabelsConfig(Section):
     users: int = Field(8, ge=0, description="Label under this many seen users, inferred from their contexts.")
     context_pairs: int = Field(16, ge=1, description="Labelled pairs from which a user is inferred, at most.")
     pairs: int = Field(800, ge=1, description="Pairs to train on, in equal parts from every latent.")
-    per_prompt: int = Field(
-        1, ge=1, description="Pairs per prompt and latent: best and worst, then second best and second worst, ..."
-    )
+    per_prompt: int = Field(1, ge=1, description="Couples of candidates of one prompt with which a latent begins.")
 
 
 class TrainingConfig(Section):
@@ -80,6 +78,9 @@ class TrainingConfig(Section):
     learning_rate: float = Field(5e-4, gt=0, description="Largest learning rate of AdamW.")
     warmup: float = Field(
         0.1, ge=0, le=1, description="Share of the steps over which it rises; then it falls linearly."
+    )
+    start: float = Field(
+        0.2, ge=0, description="Size of what the projection of z adds before the first step, times conditioning.gain."
     )
     epochs: int = Field(1, ge=1, description="Passes over the pairs.")
     batch: int = Field(16, ge=1, description="Pairs per step.")
@@ -129,8 +130,6 @@ class AlignmentConfig(Section):
     def _consistent(self) -> AlignmentConfig:
         if self.conditioning.kind == "added" and self.conditioning.tokens != 1:
             raise ValueError("conditioning.tokens must be 1 with conditioning.kind added")
-        if self.labels.per_prompt > self.candidates.number // 2:
-            raise ValueError("labels.per_prompt exceeds half of candidates.number")
         if not self.labels.prototypes and not self.labels.users:
             raise ValueError("labels needs prototypes or users")
         return self

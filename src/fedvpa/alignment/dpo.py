@@ -105,6 +105,8 @@ def train(
         trainer = _trainer(model, data, config, seed, folder, progress)
         reference = time.perf_counter() - began
         console.print(f"reference log-probabilities of {len(data)} pairs: {reference:.0f} s", highlight=False)
+        if model.embedding is not None:
+            model.embedding.start(config.start, generator(seed, "projection"))
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
     return Trained(
         model=trainer.model.eval(),
@@ -213,11 +215,13 @@ def _arranged(
 ) -> list[Preference]:
     """Pairs of similar length side by side, so that a micro-batch holds little padding; micro-batches in random order.
 
-    Pairs of one prompt under several latents are of similar length, and so mostly meet in a micro-batch.
+    A couple of responses that two latents order differently mostly stays together, where its parts in the gradient that
+    do not depend on the latent cancel.
     """
     size = [len(ids) for ids in model.encode(prompts)]
     longest = [size[x.prompt] + max(x.chosen.tokens, x.rejected.tokens) for x in preferences]
-    order = sorted(range(len(preferences)), key=lambda i: (longest[i], preferences[i].prompt, preferences[i].latent))
+    texts = [sorted((x.chosen.text, x.rejected.text)) for x in preferences]
+    order = sorted(range(len(preferences)), key=lambda i: (longest[i], preferences[i].prompt, texts[i], i))
     batches = [order[i : i + micro_batch] for i in range(0, len(order), micro_batch)]
     whole = batches[: len(order) // micro_batch]
     mixed = torch.randperm(len(whole), generator=generator(seed, "order of pairs")).tolist()

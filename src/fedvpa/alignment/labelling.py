@@ -42,7 +42,7 @@ class Latent(NamedTuple):
 class Preference(NamedTuple):
     """Under latent number ``latent``, ``chosen`` is preferred to ``rejected`` as responses to prompt number ``prompt``.
 
-    margin: by how much their mean probabilities to be preferred to another candidate differ.
+    margin: by how much the probabilities of the two orders differ.
     """
 
     prompt: int
@@ -121,9 +121,11 @@ def label(
 ) -> Labels:
     """Labels candidates under every latent and picks the pairs to train on.
 
-    Per prompt and latent a candidate's score is its mean probability to be preferred to another candidate; the best
-    meets the worst (and the second best the second worst, ...). Of these pairs every latent gives the same number,
-    those with the largest margins.
+    A couple of candidates enters twice, side by side in training: preferred one way under a latent, and the other way
+    under the one that contradicts it most. So what does not depend on the latent cancels in the gradient of DPO, and
+    the policy learns from what does. Only couples that are left when nobody contradicts any more enter alone, as all
+    do with a single latent. Latents take turns, each with the couple on which both sides are surest, until every one
+    has given its part.
 
     Raises:
         UserError: no prompt has two different candidates with text.
@@ -134,33 +136,42 @@ def label(
         raise UserError("no prompt has two different candidates", "raise candidates.temperature", field="candidates")
     pairs = [Pair(prompts[i], usable[i][a].text, usable[i][b].text) for i, a, b in couples]
     p = selector.preferences(pairs, [latent.user for latent in latents]).double()
-    scores = _scores(p, couples, usable)
-    quota = -(-config.pairs // len(latents))
-    preferences: list[Preference] = []
-    for k in range(len(latents)):
-        mine = [
-            Preference(i, k, usable[i][best], usable[i][worst], float(score[k, best] - score[k, worst]))
-            for i, score in enumerate(scores)
-            for best, worst in _extremes(score[k], config.per_prompt)
-        ]
-        preferences += sorted(mine, key=lambda x: (-x.margin, x.prompt))[:quota]
+    preferences = []
+    for column, k in _chosen(p, [i for i, _, _ in couples], -(-config.pairs // len(latents)), config.per_prompt):
+        i, a, b = couples[column]
+        sure = 2 * float(p[k, column]) - 1
+        better, worse = (a, b) if sure > 0 else (b, a)
+        preferences.append(Preference(i, k, usable[i][better], usable[i][worse], abs(sure)))
     empty = sum(not r.text for responses in candidates for r in responses)
     return Labels(tuple(preferences), _conflict(p), len(couples), empty)
 
 
-def _scores(p: Tensor, couples: Sequence[tuple[int, int, int]], usable: Sequence[Sequence[Response]]) -> list[Tensor]:
-    """Per prompt (latents, candidates), the mean probability to be preferred to another candidate."""
-    scores = [torch.zeros(len(p), len(r), dtype=p.dtype) for r in usable]
-    for column, (i, a, b) in zip(p.T, couples, strict=True):
-        scores[i][:, a] += column / (len(usable[i]) - 1)
-        scores[i][:, b] += (1 - column) / (len(usable[i]) - 1)
-    return scores
+def _chosen(p: Tensor, prompt: Sequence[int], quota: int, per_prompt: int) -> list[tuple[int, int]]:
+    """Couples (columns of p) with the latents (rows) under which they are trained on; each couple is chosen once.
 
-
-def _extremes(score: Tensor, number: int) -> list[tuple[int, int]]:
-    """Best and worst, then second best and second worst, ... of one prompt's candidates."""
-    order = score.argsort(descending=True, stable=True).tolist()
-    return [(order[j], order[-1 - j]) for j in range(min(number, len(order) // 2))]
+    A latent gives at most ``quota`` labels, and begins at most ``per_prompt`` times with a couple of the same prompt.
+    """
+    sure, side = (p - 0.5).abs(), p > 0.5
+    free, begun = torch.ones(len(prompt), dtype=torch.bool), torch.zeros(len(p), max(prompt) + 1)
+    given, at = torch.zeros(len(p)), torch.tensor(prompt)
+    rows: list[tuple[int, int]] = []
+    while True:
+        before = len(rows)
+        for k in range(len(p)):
+            contradicts = (side != side[k]) & (given < quota).unsqueeze(1)
+            other, partner = sure.masked_fill(~contradicts, -1.0).max(0)
+            value = torch.where(other < 0, sure[k] - 1, torch.minimum(sure[k], other))
+            value = value.masked_fill(~free | (begun[k, at] >= per_prompt), -2.0)
+            column = int(value.argmax())
+            if given[k] >= quota or value[column] == -2:
+                continue
+            free[column] = False
+            begun[k, prompt[column]] += 1
+            for latent in [k] if other[column] < 0 else [k, int(partner[column])]:
+                given[latent] += 1
+                rows.append((column, latent))
+        if len(rows) == before:
+            return rows
 
 
 def _conflict(p: Tensor) -> Tensor:
