@@ -1,6 +1,6 @@
 """Checks a built site: every link and anchor leads somewhere, and no page needs anything from elsewhere.
 
-    python website/check.py out/site
+python website/check.py out/site
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 LOADED = {("script", "src"), ("img", "src"), ("source", "src"), ("iframe", "src"), ("link", "href")}
 """What a browser fetches by itself."""
 FETCHED = re.compile(r"""(?:url\(\s*['"]?|@import\s+['"])((?:https?:)?//[^'")\s]+)""")
-UNREADABLE = re.compile(r"\\\(|\\\[|<merror|class=\"arithmatex\"")
+UNREADABLE = re.compile(r"\\\(|\\\[|<merror|class=\"arithmatex\"|<m(?:i|o|n|text)[^>]*>\\")
 """An equation that was left as LaTeX, or that could not be read."""
 
 

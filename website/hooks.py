@@ -14,11 +14,12 @@ from typing import Any
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
 
 OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)")
 """A link of a page in docs/ to a file elsewhere in the repository."""
 MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+SIZES = re.compile(r"\\[bB]ig+[lr]?(?=[\\(\[)\]|])")
+"""Sizes of brackets, which MathML finds out for itself."""
 COPIES = "repository"
 
 
@@ -40,11 +41,13 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return OUTSIDE.sub(rf"]({COPIES}/\1", markdown)
 
 
-def on_page_content(content: str, page: Page, **_: Any) -> str:
+def on_page_content(content: str, **_: Any) -> str:
     """Writes the page's equations as MathML."""
     return MATH.sub(lambda m: mathml(html.unescape(m[2]), "block" if m[1] == "div" else "inline"), content)
 
 
 def mathml(latex: str, display: str) -> str:
     """An equation as MathML; the LaTeX stays as what a text-only reader gets."""
-    return convert(latex.strip(), display=display).replace("<math ", f'<math alttext="{html.escape(latex.strip())}" ', 1)
+    return convert(SIZES.sub("", latex).strip(), display=display).replace(
+        "<math ", f'<math alttext="{html.escape(latex.strip())}" ', 1
+    )

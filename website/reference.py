@@ -47,14 +47,7 @@ def escaped(text: str) -> str:
 
 def commands_page() -> str:
     """Every command with its arguments, options, defaults and examples."""
-    head = (
-        "# Every command\n\n"
-        f"{BY}\n\n"
-        "A table goes to the terminal; `--json FILE` writes it as JSON as well. Results go to the standard output, progress\n"
-        "and remarks to the standard error. Exit codes: 0 success, 1 some cells failed or something is missing, 2 a mistake\n"
-        "of yours or a full disk (one line says what to do), 130 and 143 interrupted by SIGINT and SIGTERM. Keys for\n"
-        "`KEY=VALUE` are in [configuration.md](configuration.md).\n"
-    )
+    head = _COMMANDS.format(by=BY)
     return "\n".join([head, *(_command(name, c) for name, c in commands())])
 
 
@@ -89,7 +82,7 @@ def _parameter(p: click.Parameter) -> str:
     if p.param_type_name == "argument":
         name = p.make_metavar(context).strip("[]").rstrip(".")
     else:
-        value = "" if getattr(p, "is_flag", False) else f" {p.make_metavar(context)}"
+        value = "" if getattr(p, "is_flag", False) else f" {p.make_metavar(context)}".removesuffix(" RANGE")
         name = ", ".join(p.opts) + value
     default = "needed" if p.required else "" if p.default in (None, False) or callable(p.default) else f"`{p.default}`"
     return f"| `{name}` | {default} | {escaped_but_code(str(getattr(p, 'help', None) or ''))} |"
@@ -98,30 +91,25 @@ def _parameter(p: click.Parameter) -> str:
 def configuration_page() -> str:
     """Every key of both typed configurations."""
     parts = [
-        "# Every key of the configuration\n",
-        f"{BY}\n",
-        "A configuration is a YAML file ([configs/](../configs/synthetic.yaml) has some), and `key=value` on the command\n"
-        "line replaces what it says: `fedvpa train configs/synthetic.yaml federation.rounds=50 method.beta=0.1`. Every key\n"
-        "has a default; an unknown key or a value out of range is refused, with the nearest valid one. `fedvpa config FILE`\n"
-        "prints a configuration with all defaults filled in, `fedvpa config --keys` this list.\n",
-        "# An experiment\n\nFor `train`, `compare`, `study`, `encode`, `evaluate` and a deployment.\n",
+        _CONFIGURATION.format(by=BY),
+        "## An experiment\n\nFor `train`, `compare`, `study`, `encode`, `evaluate` and a deployment.\n",
         *_sections(ExperimentConfig),
-        "# An alignment\n\nFor `fedvpa align` ([align.md](align.md)).\n",
-        *_sections(AlignmentConfig, "align: "),
+        "## An alignment\n\nFor `fedvpa align` ([align.md](align.md)).\n",
+        *_sections(AlignmentConfig),
     ]
     return "\n".join(parts)
 
 
-def _sections(model: type[BaseModel], title: str = "") -> Iterator[str]:
+def _sections(model: type[BaseModel]) -> Iterator[str]:
     """The model's own keys, then a section for each model inside it."""
     inner = {n: t for n, f in model.model_fields.items() if (t := _model(f.annotation)) is not None}
     own = {n: f for n, f in model.model_fields.items() if n not in inner}
     if own:
-        yield f"## {title}`{next(iter(own))}`\n" if len(own) == 1 else f"## {title}at the top\n"
+        yield f"### {', '.join(f'`{name}`' for name in own)}\n"
         yield _table(own)
     for name, section in inner.items():
         about = " ".join((section.__doc__ or "").split())
-        yield f"## {title}`{name}`\n" + (f"\n{escaped_but_code(about)}\n" if about else "")
+        yield f"### `{name}`\n" + (f"\n{escaped_but_code(about)}\n" if about else "")
         yield _table(section.model_fields, f"{name}.")
 
 
@@ -185,6 +173,26 @@ def with_listings(page: str) -> str:
             raise ValueError(f"docs/add-a-method.md: no block for {name}")
         page = head + mark + code + end + tail
     return page
+
+
+_COMMANDS = """# Every command
+
+{by}
+
+A table goes to the terminal; `--json FILE` writes it as JSON as well. Results go to the standard output, progress and
+remarks to the standard error. Exit codes: 0 success, 1 some cells failed or something is missing, 2 a mistake of yours
+or a full disk (one line says what to do), 130 and 143 interrupted by SIGINT and SIGTERM. Keys for `KEY=VALUE` are in
+[configuration.md](configuration.md).
+"""
+_CONFIGURATION = """# Every key of the configuration
+
+{by}
+
+A configuration is a YAML file ([synthetic.yaml](../configs/synthetic.yaml), say), and `key=value` on the command line
+replaces what it says: `fedvpa train configs/synthetic.yaml federation.rounds=50 method.beta=0.1`. Every key has a
+default; an unknown key or a value out of range is refused, with the nearest valid one. `fedvpa config FILE` prints a
+configuration with all defaults filled in, `fedvpa config --keys` this list.
+"""
 
 
 def main() -> None:
