@@ -58,7 +58,7 @@ docs: setup-test  ## Write the generated pages again, check the links, and build
 
 site: setup-test  ## Build the documentation site into out/site, and check it
 	$(BIN)/python .ci/check_links.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python website/check.py out/site
 
 clean:  ## Remove the environment, caches and the demo's output
