@@ -18,9 +18,9 @@ import click
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from typer.main import get_command
 
 from fedvpa.alignment.config import AlignmentConfig
-from fedvpa.apps.arguments import command_of
 from fedvpa.apps.cli import app
 from fedvpa.config import ExperimentConfig
 
@@ -55,7 +55,7 @@ def commands(
     group: click.Command | None = None, prefix: str = "fedvpa", hidden: bool = False
 ) -> Iterator[tuple[str, click.Command]]:
     """Every command with its whole name, in the order of the help."""
-    group = group or command_of(app)
+    group = group or get_command(app)
     if isinstance(group, click.Group):
         for name in group.list_commands(click.Context(group)):
             command = group.commands[name]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 import pytest
+from typer.main import get_command
 
 import reference
 from fedvpa.alignment.config import AlignmentConfig
-from fedvpa.apps.arguments import command_of
 from fedvpa.apps.cli import app
 from fedvpa.config import ExperimentConfig, valid_keys
 
@@ -32,7 +32,7 @@ def leaves(command: click.Command, name: str) -> list[str]:
 def test_every_command_has_a_heading_an_example_and_all_its_options() -> None:
     page = reference.commands_page()
     sections = dict(part.split("\n", 1) for part in page.split("\n## ")[1:])
-    assert sorted(sections) == sorted(leaves(command_of(app), "fedvpa"))
+    assert sorted(sections) == sorted(leaves(get_command(app), "fedvpa"))
     assert all(re.search(rf"```bash\n{name}\b", text) for name, text in sections.items())
     for option in ("--methods TEXT", "--seeds INTEGER", "--jobs INTEGER", "--resume", "KEY=VALUE"):
         assert f"| `{option}` |" in sections["fedvpa compare"]

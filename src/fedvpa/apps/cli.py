@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedvpa.apps.arguments import command_of
 from fedvpa.apps.stopping import Interrupted
 from fedvpa.config import METHODS, ExperimentConfig, describe_keys, load_config
 from fedvpa.errors import UserError
@@ -55,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = command_of(app)(given or ["--help"], prog_name="fedvpa", standalone_mode=False)
+        code = app(given or ["--help"], prog_name="fedvpa", standalone_mode=False)
         if code == 128 + signal.SIGINT:
             return _fail("interrupted; nothing is half-written, run the same command again", code)
         return code if isinstance(code, int) else 0
