@@ -101,6 +101,6 @@ class LatentMap:
                 members[int(((self.prototypes - point) ** 2).sum(1).argmin())][group] += 1
         most = [counter.most_common(1) for counter in members]
         return tuple(
-            f"Prototype {k + 1} ({self.names[found[0][0]]})" if found else f"Prototype {k + 1}"
+            f"Prototype {k + 1} · {self.names[found[0][0]]}" if found else f"Prototype {k + 1}"
             for k, found in enumerate(most)
         )

@@ -85,7 +85,7 @@ def _teach(world: World, page: gr.Blocks, lesson: gr.State) -> None:
     with gr.Row(elem_id="teach"):
         with gr.Column(scale=6, min_width=300):
             head = gr.HTML(pieces.empty(WAITING))
-            with gr.Row(elem_id="answers"):
+            with gr.Row(elem_id="answers", equal_height=True):
                 with gr.Column(min_width=220) as left:
                     one = gr.HTML("")
                     first = gr.Button("Prefer answer 1", variant="primary", elem_id="choose-first")
@@ -157,7 +157,7 @@ def _teach(world: World, page: gr.Blocks, lesson: gr.State) -> None:
 def _judge(world: World, tab: gr.Tab, lesson: gr.State) -> list[gr.Slider]:
     gr.HTML(
         pieces.lead(
-            "The same answers under several preferences: only the latent differs from column to column. Move the "
+            "The same answers under several preferences: only the latent differs from row to row. Move the "
             "sliders to blend prototypes."
         )
     )
@@ -187,7 +187,7 @@ def _judge(world: World, tab: gr.Tab, lesson: gr.State) -> list[gr.Slider]:
             table = gr.HTML(pieces.empty("Press “Compare” to see how the answers rank."), elem_id="verdicts")
             gr.HTML('<h3 class="blend">Blend of prototypes</h3>')
             sliders = [
-                gr.Slider(0, 100, 50 if k < 2 else 0, step=5, label=name, elem_id=f"blend-{k + 1}")
+                gr.Slider(0, 100, 50 if k < 2 else 0, step=5, buttons=[], label=name, elem_id=f"blend-{k + 1}")
                 for k, name in enumerate(world.prototypes)
             ]
 
@@ -225,7 +225,7 @@ def _judge(world: World, tab: gr.Tab, lesson: gr.State) -> list[gr.Slider]:
         if not (state and state.user.pairs):
             found = [found[0], *found[2:]]
             heads = [heads[0], *heads[2:]]
-            hint = pieces.empty("Teach first to see a column of your own.")
+            hint = pieces.empty("Teach first to see a row of your own.")
         else:
             hint = Markup("")
         return pieces.verdicts(heads, answers, found) + hint
@@ -268,7 +268,7 @@ def _write(world: World, lesson: gr.State, sliders: Sequence[gr.Slider]) -> None
     with gr.Row():
         one = gr.Dropdown(names, value=names[2], label="First latent", filterable=False, elem_id="first-latent")
         two = gr.Dropdown(names, value=names[-2], label="Second latent", filterable=False, elem_id="second-latent")
-        seed = gr.Slider(0, 99, 0, step=1, label="Seed", elem_id="seed")
+        seed = gr.Slider(0, 99, 0, step=1, buttons=[], label="Seed", elem_id="seed")
     go = gr.Button("Write", variant="primary", elem_id="go-write")
     with gr.Row():
         left, right = (gr.HTML(pieces.empty(f"The {n} answer comes here."), min_width=260) for n in ("first", "second"))

@@ -12,7 +12,7 @@ from fedvpa.apps.studio.world import World
 from fedvpa.preferences.schema import Prompt
 
 SNIPPET = 90
-"""Characters of an answer in the table of Judge."""
+"""Characters of an answer in the head of Judge's table."""
 
 _ROLES = {"user": "Human", "assistant": "Assistant", "system": "System"}
 
@@ -84,7 +84,7 @@ def progress(world: World, lesson: Lesson) -> Markup:
     known = f"{user.pairs} answer{'' if user.pairs == 1 else 's'}"
     skipped = len(lesson.steps) - given
     text = f"After {known}{f' ({skipped} skipped)' if skipped else ''}: nearest to {near}"
-    text += f" (weight {share:.0%})" if share is not None else ""
+    text += f", weight {share:.0%}" if share is not None else ""
     return _status(f"{text}. The ellipse has {area:.0%} of the area it started with.")
 
 
@@ -110,25 +110,25 @@ def gain(lesson: Lesson) -> Markup:
     return Markup('<p class="soft">Expected to tell {} bits about you.</p>').format(f"{lesson.question.bits:.2f}")
 
 
-def verdicts(heads: Sequence[str], answers: Sequence[str], found: Sequence[Sequence[Verdict]]) -> Markup:
-    """The table of Judge: a row per answer, a column per latent, the average user's first.
+def verdicts(names: Sequence[str], answers: Sequence[str], found: Sequence[Sequence[Verdict]]) -> Markup:
+    """The table of Judge: a row per latent, the average user's first, and a column per answer.
 
     Args:
-        heads: a name per column; found: per column a verdict per answer (`judging.judge`).
+        names: of the rows; found: per row a verdict per answer (`judging.judge`).
     """
-    head = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in heads)
+    column = Markup('<th scope="col" title="{1}">{0}<span class="unseen">: {1}</span></th>')
+    head = Markup("").join(column.format(LETTERS[i], _snippet(text)) for i, text in enumerate(answers))
+    line = Markup('<tr><th scope="row">{}</th>{}</tr>')
     rows = Markup("").join(
-        Markup('<tr><th scope="row"><span class="letter">{}</span>{}</th>{}</tr>').format(
-            LETTERS[i], _snippet(text), Markup("").join(_cell(column[i]) for column in found)
-        )
-        for i, text in enumerate(answers)
+        line.format(name, Markup("").join(_cell(verdict) for verdict in row))
+        for name, row in zip(names, found, strict=True)
     )
     what = "probability to be preferred" if len(answers) == 2 else "mean probability to be preferred to another answer"
-    caption = f"Rank and {what}. ▲ and ▼: places higher or lower than for the average user."
+    caption = f"Rank of each answer and {what}. ▲ and ▼: places higher or lower than for the average user."
     return Markup(
         '<p class="soft" id="verdicts-caption">{}</p>'
         '<div class="scroll" role="region" aria-labelledby="verdicts-caption" tabindex="0"><table class="verdicts">'
-        '<thead><tr><th scope="col">Answer</th>{}</tr></thead><tbody>{}</tbody></table></div>'
+        '<thead><tr><th scope="col">For</th>{}</tr></thead><tbody>{}</tbody></table></div>'
     ).format(caption, head, rows)
 
 
@@ -163,6 +163,6 @@ def report(there: bool) -> Markup:
     if not there:
         return empty("This folder has no report. `fedvpa report RUN` writes it.")
     return Markup(
-        '<p><a href="report" target="_blank" rel="noopener">Open the report by itself</a></p>'
+        '<p class="alone"><a href="report" target="_blank" rel="noopener">Open the report by itself</a></p>'
         '<iframe class="report" src="report" title="The run\'s report: table and figures" loading="lazy"></iframe>'
     )

@@ -74,7 +74,9 @@ class World:
             problem = f"{selector.info.method} has no latent, so there is no preference to switch"
             raise UserError(problem, "train fedvpa-gp or fedvpl", file=run, field="method.name")
         writer = None if policy is None else _policy(policy, selector)
-        candidates, notes = _unseen(selector.info.config) if pairs is None else (_listed(pairs), ())
+        candidates, notes = (
+            _unseen(selector.info.config) if pairs is None else (tuple(read_candidates(pairs))[:MOST_PAIRS], ())
+        )
         results = read_results(run / RESULTS) if (run / RESULTS).is_file() else None
         found = LatentMap.of(_diagnostics(results, selector.info.method), selector.centres.tolist())
         report = run / REPORT
@@ -108,15 +110,10 @@ def _unseen(config: ExperimentConfig) -> tuple[tuple[Pair, ...], tuple[str, ...]
         remedy = "put the run's data back, or name other pairs with --pairs FILE"
         raise UserError(e.problem, remedy, file=e.file, line=e.line, field=e.field) from None
     unseen = [pair for pair, split in zip(data.pairs, data.split, strict=True) if split == "test"]
+    if not unseen:
+        raise UserError("the run has no unseen pair to ask", "name other pairs with --pairs FILE", field="data")
     order = torch.randperm(len(unseen), generator=generator(config.seed, "studio"))[:MOST_PAIRS]
     return tuple(unseen[i] for i in order.tolist()), data.notes
-
-
-def _listed(path: Path) -> tuple[Pair, ...]:
-    pairs = tuple(read_candidates(path))[:MOST_PAIRS]
-    if not pairs:
-        raise UserError("holds no pair", 'give rows with "prompt", "a" and "b"', file=path)
-    return pairs
 
 
 def _predictor(selector: Selector, pairs: Sequence[Pair]) -> LatentPredictor:
