@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import shutil
 import threading
 import time
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from PIL import Image
 
 from fedvpa.apps.studio import serving
 from fedvpa.apps.studio.world import World
 
-LARGEST = 150_000
+LARGEST, COLOURS = 150_000, 128
 DOCS = Path(__file__).parents[1] / "docs" / "images"
 
 
@@ -81,7 +83,8 @@ def main() -> None:
 def _take(page: Any, path: Path) -> None:
     page.mouse.move(0, 0)
     page.wait_for_timeout(400)  # the focus ring's and the buttons' transitions
-    page.screenshot(path=path, full_page=True)
+    taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    taken.quantize(COLOURS).save(path, optimize=True)
     size = path.stat().st_size
     print(f"{path}: {size / 1000:.0f} kB")
     if size > LARGEST:

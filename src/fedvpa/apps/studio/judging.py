@@ -16,9 +16,6 @@ LETTERS = "ABCDEFGH"
 LONGEST = 8000
 """Characters of a prompt or an answer."""
 
-TOO_CLOSE = 1e-6
-"""Scores that differ by less share a rank."""
-
 
 class Verdict(NamedTuple):
     """One answer under one latent.
@@ -34,8 +31,9 @@ class Verdict(NamedTuple):
 
 
 def ranks(scores: Sequence[float]) -> list[int]:
-    """Ranks from 1; equal scores share the better rank."""
-    return [1 + sum(other > mine + TOO_CLOSE for other in scores) for mine in scores]
+    """Ranks from 1; scores that are the same whole per cent, as they are shown, share the better rank."""
+    shown = [round(100 * score) for score in scores]
+    return [1 + sum(other > mine for other in shown) for mine in shown]
 
 
 def judge(world: World, prompt: Prompt, answers: Sequence[str], users: Sequence[User]) -> list[list[Verdict]]:

@@ -99,7 +99,7 @@ def _teach(world: World, page: gr.Blocks, lesson: gr.State) -> None:
                 over = gr.Button("Start over", size="sm", elem_id="start-over", min_width=90)
             gr.HTML('<p class="soft keys">Keys: <kbd>1</kbd> and <kbd>2</kbd> choose, <kbd>0</kbd> skips.</p>')
         with gr.Column(scale=5, min_width=300):
-            status = gr.HTML(pieces.empty(WAITING))
+            status = gr.HTML(pieces.empty(WAITING), elem_id="teach-status")
             picture = gr.HTML("")
             with gr.Row(elem_classes="tools"):
                 save = gr.Button("Download me", size="sm", elem_id="download", min_width=90)

@@ -74,7 +74,7 @@ def question(world: World, lesson: Lesson) -> tuple[Markup, Markup, Markup]:
 
 
 def progress(world: World, lesson: Lesson) -> Markup:
-    """What the answers have shown so far, for eyes and screen readers."""
+    """What the answers have shown so far; where it stands is read out when it changes (`studio.js`)."""
     user, given = lesson.user, len(lesson.trail) - 1
     if not given and not lesson.loaded:
         start = "Nothing is known of you yet: you stand where everybody starts, and the ellipse is as wide as it gets."
@@ -89,7 +89,7 @@ def progress(world: World, lesson: Lesson) -> Markup:
 
 
 def _status(text: str) -> Markup:
-    return Markup('<p class="status" role="status">{}</p>').format(text)
+    return Markup('<p class="status">{}</p>').format(text)
 
 
 def nearest(world: World, lesson: Lesson) -> tuple[str, float | None]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import html
 import ipaddress
 import os
 import socket
@@ -130,7 +129,7 @@ def application(world: World, run: str, token: str | None = None) -> ASGIApp:
     script = (folder / "studio.js").read_text(encoding="utf-8")
     gr.mount_gradio_app(
         app,
-        page.build(world, html.escape(run)),
+        page.build(world, run),
         path="/",
         footer_links=[],
         run_history=False,

@@ -20,3 +20,11 @@ window.addEventListener("resize", () => document.querySelectorAll("iframe.report
   frame.style.height = "";
   fit(frame);
 }));
+
+// What the answers have shown is read out after each one. The region itself must stay: only its content is exchanged.
+new MutationObserver((_, observer) => {
+  const status = document.getElementById("teach-status");
+  if (!status) return;
+  status.setAttribute("aria-live", "polite");
+  observer.disconnect();
+}).observe(document, { childList: true, subtree: true });
