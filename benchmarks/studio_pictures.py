@@ -22,7 +22,7 @@ from PIL import Image
 from fedvpa.apps.studio import serving
 from fedvpa.apps.studio.world import World
 
-LARGEST, COLOURS = 150_000, 128
+LARGEST, COLOURS = 150_000, 256
 DOCS = Path(__file__).parents[1] / "docs" / "images"
 
 

@@ -535,7 +535,7 @@ def studio(
     """Open a web page on which you teach the selector what you like, and switch preferences."""
     with _extra("studio"):
         from fedvpa.apps.studio.serving import serve
-
+    with _extra("align"):  # a policy
         serve(run, policy, pairs, host, port, token, partial(Console(soft_wrap=True).print, highlight=False))
 
 
