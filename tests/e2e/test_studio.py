@@ -288,6 +288,25 @@ def test_text_is_shown_as_text(visit: Open, finished: Path, tmp_path: Path) -> N
         shot(page, "injection")
 
 
+def test_a_long_dialogue_is_shown_from_its_end(visit: Open, finished: Path, tmp_path: Path) -> None:
+    turns = [{"role": ("user", "assistant")[i % 2], "content": f"Turn {i} of this talk."} for i in range(41)]
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": turns, "a": "Yes.", "b": "No."}))
+    with running(World.open(finished, tmp_path / "p.jsonl")) as url:
+        page = visit(PHONE, url)
+        box = page.get_by_role("region", name="Dialogue").bounding_box()
+
+        def inside(text: str) -> bool:
+            place = page.get_by_text(text).bounding_box()
+            return box["y"] <= place["y"] and place["y"] + place["height"] <= box["y"] + box["height"]
+
+        assert inside("Turn 40 of this talk.")
+        assert not inside("Turn 0 of this talk.")
+        page.get_by_role("region", name="Dialogue").focus()
+        page.keyboard.press("Home")
+        soon(page, lambda: inside("Turn 0 of this talk."))
+        shot(page, "phone-dialogue")
+
+
 def test_at_phone_width(visit: Open) -> None:
     page = visit(PHONE)
     assert no_sideways_scroll(page)

@@ -43,13 +43,15 @@ def empty(text: str) -> Markup:
 
 
 def dialogue(prompt: Prompt) -> Markup:
-    """A prompt; one with several turns names who speaks."""
+    """A prompt; one with several turns names who speaks, and a long one begins at its end: that is what is answered."""
     if len(prompt) == 1:
         return Markup('<div class="prompt"><p>{}</p></div>').format(prompt[0].content)
     turns = Markup("").join(
         Markup('<p><span class="role">{}</span>{}</p>').format(_ROLES[m.role], m.content) for m in prompt
     )
-    return Markup('<div class="prompt">{}</div>').format(turns)
+    return Markup(
+        '<div class="prompt turns" role="region" aria-label="Dialogue" tabindex="0"><div>{}</div></div>'
+    ).format(turns)
 
 
 def question(world: World, lesson: Lesson) -> tuple[Markup, Markup, Markup]:
