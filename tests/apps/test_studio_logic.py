@@ -260,7 +260,7 @@ def test_the_map_is_the_reports(world: World, finished: Path) -> None:
 
 
 def test_prototypes_are_named_after_their_users(world: World) -> None:
-    assert {name.split(" · ")[0] for name in world.prototypes} == {"Prototype 1", "Prototype 2"}
+    assert {name.split(" · ")[0] for name in world.prototypes} == {"Prototype 0", "Prototype 1"}
     assert {name.split(" · ")[-1] for name in world.prototypes} <= {"longer", "shorter"}
 
 

@@ -169,12 +169,12 @@ def test_teach_a_user_and_switch_preferences(visit: Open, finished: Path, tmp_pa
     to(page, "Judge")
     compare(page)
     page.locator("table.verdicts").wait_for()
-    one, two = row(page, "Prototype 1"), row(page, "Prototype 2")
+    one, two = row(page, "Prototype 0"), row(page, "Prototype 1")
     assert [c[0] for c in one] != [c[0] for c in two], "the prototypes agree"
     assert any("▲" in c or "▼" in c for c in [*one, *two])
     assert row(page, "You")
     for weights, same in (((100, 0), one), ((0, 100), two)):
-        for k, weight in enumerate(weights, 1):
+        for k, weight in enumerate(weights):
             page.locator(f"#blend-{k} input[type=number]").fill(str(weight))
             page.keyboard.press("Tab")
         soon(page, lambda same=same: row(page, "Blend") == same)
@@ -262,7 +262,7 @@ def test_all_sliders_down(visit: Open) -> None:
     to(page, "Judge")
     compare(page)
     page.locator("table.verdicts").wait_for()
-    for k in (1, 2):
+    for k in (0, 1):
         page.locator(f"#blend-{k} input[type=number]").fill("0")
         page.keyboard.press("Tab")
     page.get_by_role("alert").wait_for()
@@ -436,7 +436,7 @@ def test_write_under_two_latents(visit: Open, finished: Path, pairs: Path, tmp_p
         cards = page.locator("section.answer[aria-label^='For Prototype']")
         sync_api.expect(cards).to_have_count(2)
         one, two = cards.all_inner_texts()
-        assert one.startswith("For Prototype 1")
+        assert one.startswith("For Prototype 0")
         assert one.partition("\n")[2] != two.partition("\n")[2]
         assert one.partition("\n")[2].strip() == world.policy.generate("What is a fox?", prototype=0).strip()
         shot(page, "write")

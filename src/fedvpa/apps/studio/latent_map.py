@@ -94,13 +94,12 @@ class LatentMap:
         return Ellipse(self.place(user.mean), (longer, shorter), math.atan2(direction[1], direction[0]))
 
     def prototype_names(self) -> tuple[str, ...]:
-        """A number for each prototype, as in the report, and the group of most of the users that lie nearest to it."""
+        """The number of each prototype, as `--prototype` takes it, and the group of most users that lie nearest to it."""
         members: list[Counter[int]] = [Counter() for _ in self.prototypes]
         for point, group in zip(self.users, self.groups, strict=True):
             if group is not None:
                 members[int(((self.prototypes - point) ** 2).sum(1).argmin())][group] += 1
         most = [counter.most_common(1) for counter in members]
         return tuple(
-            f"Prototype {k + 1} · {self.names[found[0][0]]}" if found else f"Prototype {k + 1}"
-            for k, found in enumerate(most)
+            f"Prototype {k} · {self.names[found[0][0]]}" if found else f"Prototype {k}" for k, found in enumerate(most)
         )

@@ -187,7 +187,7 @@ def _judge(world: World, tab: gr.Tab, lesson: gr.State) -> list[gr.Slider]:
             table = gr.HTML(pieces.empty("Press “Compare” to see how the answers rank."), elem_id="verdicts")
             gr.HTML('<h3 class="blend">Blend of prototypes</h3>')
             sliders = [
-                gr.Slider(0, 100, 50 if k < 2 else 0, step=5, buttons=[], label=name, elem_id=f"blend-{k + 1}")
+                gr.Slider(0, 100, 50 if k < 2 else 0, step=5, buttons=[], label=name, elem_id=f"blend-{k}")
                 for k, name in enumerate(world.prototypes)
             ]
 

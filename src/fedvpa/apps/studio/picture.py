@@ -90,7 +90,7 @@ def _stars(world_map: LatentMap, view: _View) -> Markup:
         x, y = view(point)
         marks.append(
             Markup('<g transform="translate({} {})"><path d="{}"/><text x="11" y="-7">{}</text></g>').format(
-                f"{x:.1f}", f"{y:.1f}", STAR, k + 1
+                f"{x:.1f}", f"{y:.1f}", STAR, k
             )
         )
     return Markup('<g class="prototypes">{}</g>').format(Markup("").join(marks))
