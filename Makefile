@@ -6,7 +6,7 @@ DEMO_METHODS := fedbt,local,fedvpl,fedvpa-gp,oracle
 JOBS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test test-fast lint bench studies studies-quick docs clean
+.PHONY: help setup setup-test demo test test-fast lint bench studies studies-quick docs site clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -47,13 +47,19 @@ studies-quick: setup  ## The same, reduced, in under half an hour: tables, figur
 	$(BIN)/python benchmarks/results_page.py --quick out/quick
 	@echo "Page: out/quick/benchmarks.md"
 
-docs: setup-test  ## Write the generated pages again, and check the links
+docs: setup-test  ## Write the generated pages again, check the links, and build the site
 	$(BIN)/python -m fedvpa.evaluation.results > docs/results-schema.md
 	$(BIN)/python benchmarks/results_page.py
 	$(BIN)/python benchmarks/privacy.py
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/align_page.py
+	$(BIN)/python website/reference.py
+	$(MAKE) site
+
+site: setup-test  ## Build the documentation site into out/site, and check it
 	$(BIN)/python .ci/check_links.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python website/check.py out/site
 
 clean:  ## Remove the environment, caches and the demo's output
 	rm -rf $(VENV) out build dist htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

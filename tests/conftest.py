@@ -58,6 +58,15 @@ def preference_lines(users: int = 12, pairs: int = 10) -> list[str]:
     return lines
 
 
+def candidate_lines(pairs: int) -> list[str]:
+    """Rows with a longer and a shorter answer, for those who choose."""
+    rows = (
+        {"prompt": f"Topic {k}, please?", "a": f"Topic {k} with much care and in detail.", "b": f"{k}, no."}
+        for k in range(pairs)
+    )
+    return [json.dumps(row) for row in rows]
+
+
 @pytest.fixture(scope="session")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A configuration that trains in about a second: a tiny model, a dozen users from a file."""

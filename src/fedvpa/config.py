@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,6 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from fedvpa.errors import UserError
 
@@ -36,6 +38,8 @@ METHODS = (
     "oracle",
     "oracle-clients",
 )
+METHOD_GROUP = "fedvpa.methods"
+"""Entry points under which an installed package brings methods of its own (docs/add-a-method.md)."""
 LORA_METHODS = ("fedbt", "fedbiscuit")
 """Methods that `backbone.train: lora` makes train the language model."""
 FAULTS = (
@@ -56,6 +60,11 @@ _SOURCE_KEYS = ("path", "subsets", "groups", "group_shares", "split")
 
 
 S = TypeVar("S", bound=BaseModel)
+
+
+def known_methods() -> tuple[str, ...]:
+    """Names that ``method.name`` may have: `METHODS`, and those of installed packages, which are not imported."""
+    return (*METHODS, *sorted(entry_points(group=METHOD_GROUP).names - set(METHODS)))
 
 
 class Section(BaseModel):
@@ -200,7 +209,10 @@ class ModelConfig(Section):
 
 
 class MethodConfig(Section):
-    name: Literal[METHODS] = Field("fedvpa-gp", description="The method.")  # type: ignore[valid-type]
+    name: str = Field(
+        "fedvpa-gp",
+        description=f"The method: {', '.join(METHODS)}; or one that an installed package brings.",
+    )
     beta: float = Field(0.01, ge=0, description="Weight of the KL to the prior.")
     beta_warmup: float = Field(0.01, ge=0, description="Largest beta before prior_start (ours); inf: no warm-up.")
     lambda_: float = Field(0.1, ge=0, description="Weight of the orthogonal loss (lambda in the paper).")
@@ -264,6 +276,13 @@ class MethodConfig(Section):
     head_learning_rate: float = Field(
         1.0, gt=0, description="fedpdpo: learning rate of the private heads, with local SGD."
     )
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, v: str) -> str:
+        if v not in METHODS and v not in (known := known_methods()):
+            raise PydanticCustomError("literal_error", "unknown method", {"expected": ", ".join(known)})
+        return v
 
 
 class FederationConfig(Section):

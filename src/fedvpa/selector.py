@@ -196,16 +196,24 @@ class Selector(
         user: User | None = None,
     ) -> list[tuple[str, float]]:
         """Responses with scores, best first; the score is the mean probability to be preferred to another response."""
-        n, context = len(responses), as_prompt(prompt)
-        couples = [(i, j) for i in range(n) for j in range(i + 1, n)]
-        total = torch.zeros(n, dtype=torch.float64)
-        if couples:
-            p = self.prefer_pairs([Pair(context, responses[i], responses[j]) for i, j in couples], user).double()
-            first, second = torch.tensor(couples).T
-            total = total.index_add(0, first, p).index_add(0, second, 1 - p)
-        scores = total / (n - 1) if n > 1 else total + 0.5
+        scores = self.mean_preferences(as_prompt(prompt), responses, [self.known(user)])[0]
         order = scores.argsort(descending=True, stable=True).tolist()
         return [(responses[i], float(scores[i])) for i in order]
+
+    def mean_preferences(self, prompt: Prompt, responses: Sequence[str], users: Sequence[User]) -> Tensor:
+        """Each response's mean probability to be preferred to another of them, (users, n); alone, a response has 0.5.
+
+        Raises:
+            UserError: a user was inferred with another model.
+        """
+        n = len(responses)
+        couples = [(i, j) for i in range(n) for j in range(i + 1, n)]
+        total = torch.zeros(len(users), n, dtype=torch.float64)
+        if not couples:
+            return total + 0.5
+        p = self.preferences([Pair(prompt, responses[i], responses[j]) for i, j in couples], users).double()
+        first, second = torch.tensor(couples).T
+        return total.index_add(1, first, p).index_add(1, second, 1 - p) / (n - 1)
 
     def rewards(self, prompts: Sequence[Prompt], responses: Sequence[str], user: User | None = None) -> Tensor:
         """The user's reward for each response, which needs no other response to compare it with (method.md, section 8).

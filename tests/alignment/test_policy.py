@@ -7,39 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
-from fedvpa import Selector, UserError
+from fedvpa import UserError
 from fedvpa.alignment.candidates import Request, uniforms
-from fedvpa.alignment.conditioning import PROJECTION
-from fedvpa.alignment.config import ConditioningConfig, PolicyConfig
-from fedvpa.alignment.language import Conditioned, LanguageModel, Response
-from fedvpa.alignment.policy import PersonalizedPolicy, save_policy
+from fedvpa.alignment.language import Response
+from fedvpa.alignment.policy import PersonalizedPolicy
 from fedvpa.alignment.sampling import Sampling
 from fedvpa.apps.generating import open_policy, parse_blend
-from fedvpa.backbone.models import cache_dir
 from fedvpa.preferences.schema import as_prompt
+from tiny_policy import save_random_policy
 
 PROMPT = "What is a fox?"
 
 
 @pytest.fixture(scope="module")
 def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy with random weights, which listens to its latent."""
-    selector = Selector.from_pretrained(finished)
-    config = selector.info.config
-    base = PolicyConfig(model=config.backbone.model, dtype="float32", device="cpu")
-    how = Conditioned.of(ConditioningConfig(kind="added"), selector.centres)
-    model = LanguageModel.load(base, cache_dir(config), how)
-    torch.manual_seed(0)
-    lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", modules_to_save=[PROJECTION], r=2)
-    trained = get_peft_model(model.lm, lora)
-    for name, p in trained.named_parameters():
-        if p.requires_grad and ("lora_B" in name or PROJECTION in name):
-            torch.nn.init.normal_(p, std=0.3)
-    out = tmp_path_factory.mktemp("policy")
-    save_policy(out, trained, selector, base, model.identity, how, Sampling(), 16)
-    return out
+    return save_random_policy(finished, tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")

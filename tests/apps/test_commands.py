@@ -178,7 +178,8 @@ def test_doctor_without_the_embedded_model(cli: Cli, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "compare", "evaluate", "personalize", "score", "encode", "config", "doctor", "report"]
+    "command",
+    ["train", "compare", "evaluate", "personalize", "score", "encode", "config", "doctor", "report", "studio"],
 )
 def test_every_command_has_an_example(command: str, cli: Cli) -> None:
     done = cli(command, "--help")

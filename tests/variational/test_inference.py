@@ -1,13 +1,10 @@
-"""Inference without training: particles, mixture, refinement, questions worth asking."""
-
-import math
+"""Inference without training: particles, mixture, refinement."""
 
 import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from fedvpa.variational import inference, prior
-from fedvpa.variational.gaussian import Gaussian
 from fedvpa.variational.inference import Particles
 from fedvpa.variational.selector import Sizes, Theta, init_theta, score
 
@@ -94,25 +91,3 @@ def test_refined_users_do_not_depend_on_one_another(theta: Theta, pairs: tuple) 
     together = inference.refine(theta, starts, mix, d, None, y, context)
     alone = inference.refine(theta, starts[1:], mix, d[1:], None, y[1:], context[1:])
     torch.testing.assert_close(together[1:], alone)
-
-
-def test_information_gain_is_zero_where_nothing_can_be_learned(theta: Theta) -> None:
-    q, noise = Gaussian(draw(0, DIM), draw(1, DIM)), draw(2, 256, DIM)
-    d = torch.cat([torch.zeros(1, H).double(), draw(3, 6, H)])
-    gain = inference.expected_information_gain(theta, q, d, None, noise)
-    assert gain.shape == (7,)
-    assert abs(float(gain[0])) < 1e-12
-    assert (gain >= 0).all()
-    assert (gain <= math.log(2)).all()
-    assert (gain[1:] > 1e-4).all()
-    certain = Gaussian(q.mean, torch.full((DIM,), -60.0).double())
-    assert inference.expected_information_gain(theta, certain, d, None, noise).max() < 1e-9
-
-
-def test_information_gain_is_largest_where_the_latents_disagree() -> None:
-    # s = z * d: a clear question about z tells more than a faint one.
-    theta = {"selector.common": torch.zeros(2), "selector.weight": torch.ones(2, 1)}
-    noise = torch.randn(512, 1, generator=torch.Generator().manual_seed(0))
-    q = Gaussian(torch.zeros(1), torch.zeros(1))
-    gain = inference.expected_information_gain(theta, q, torch.tensor([[0.1, 0], [1, 0], [10, 0]]), None, noise)
-    assert gain[0] < gain[1] < gain[2]

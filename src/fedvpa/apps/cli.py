@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -508,6 +509,34 @@ def forget(
         how = "was damaged, deleted" if path in found.deleted else "removed"
         console.print(f"{path}: {how}", highlight=False, markup=False)
     console.print(found.remains, highlight=False, markup=False)
+
+
+@app.command(
+    epilog=_examples(
+        "fedvpa studio runs/first",
+        "fedvpa studio runs/hh4 --policy runs/aligned",
+        "FEDVPA_TOKEN=a-long-secret fedvpa studio runs/first --host 0.0.0.0",
+    )
+)
+def studio(
+    run: Run,
+    policy: Annotated[Path | None, typer.Option(help="A folder of `fedvpa align`, whose policy writes.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="JSON Lines with prompt, a, b to ask; by default the run's unseen pairs.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; any but this machine's own needs a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 7860,
+    token: Annotated[
+        str | None, typer.Option(envvar="FEDVPA_TOKEN", help="What visitors must know.", show_default=False)
+    ] = None,
+) -> None:
+    """Open a web page on which you teach the selector what you like, and switch preferences."""
+    with _extra("studio"):
+        from fedvpa.apps.studio.serving import serve
+    with _extra("align"):  # a policy
+        serve(run, policy, pairs, host, port, token, partial(Console(soft_wrap=True).print, highlight=False))
 
 
 @app.command(epilog=_examples("fedvpa report runs/first"))

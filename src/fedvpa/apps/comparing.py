@@ -14,7 +14,7 @@ from fedvpa.apps import runs
 from fedvpa.apps.cells import Cell, Finished, read_cell
 from fedvpa.apps.executor import Task, log_failures, run_tasks
 from fedvpa.apps.runs import RunFolder
-from fedvpa.config import METHODS, ExperimentConfig
+from fedvpa.config import ExperimentConfig, known_methods
 from fedvpa.errors import UserError
 from fedvpa.evaluation.experiment import encode
 from fedvpa.evaluation.result_files import read_results, write_text
@@ -36,13 +36,14 @@ def parse_methods(text: str) -> tuple[str, ...]:
         UserError: an unknown method (with the nearest valid one), or none at all.
     """
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    known = known_methods()
     for name in names:
-        if name not in METHODS:
-            near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.4)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"unknown method {name!r}", f"{hint}choose from {', '.join(METHODS)}", field="--methods")
+            raise UserError(f"unknown method {name!r}", f"{hint}choose from {', '.join(known)}", field="--methods")
     if not names:
-        raise UserError("no method given", f"choose from {', '.join(METHODS)}", field="--methods")
+        raise UserError("no method given", f"choose from {', '.join(known)}", field="--methods")
     return names
 
 

@@ -18,12 +18,10 @@ from fedvpa.evaluation.protocol import Panel, make_panel, measure, measure_leaki
 from fedvpa.federation import privacy
 from fedvpa.federation.moments import Standardizer
 from fedvpa.federation.rounds import Callback, ClientData, RoundReport, TrainingState, start, train
-from fedvpa.methods.base import Method, Pool, Predictor, Setup, torch_dtype
+from fedvpa.methods.base import Method, Owning, Pool, Predictor, Setup, torch_dtype
 from fedvpa.methods.clustering import MOST
 from fedvpa.methods.fedbt import CommonPredictor
-from fedvpa.methods.fedpdpo import HeadPredictor
 from fedvpa.methods.fedvpa_gp import LatentPredictor
-from fedvpa.methods.local import LocalPredictor
 from fedvpa.methods.oracle import needs_groups
 from fedvpa.methods.oracle_labels import FedVPAGPLabels
 from fedvpa.methods.registry import create
@@ -248,7 +246,7 @@ def add_rows(run: MethodRun, prepared: Prepared, cost: dict[str, Any]) -> None:
     """Measures every population, context size and inference; the default inference is chosen on validation clients."""
     config = prepared.config
     leaking = config.evaluation.protocol == "pair-leak" and run.method.latent
-    sized = not leaking and (run.method.latent or isinstance(run.predictor, LocalPredictor))
+    sized = not leaking and getattr(run.method, "contextual", run.method.latent)
     sizes: tuple[int | None, ...] = config.evaluation.context_sizes if sized else (None,)
     # Refining a latent per query would take hours and show nothing new.
     inferences = tuple(how for how in run.predictor.inferences if not (leaking and how == "refined"))
@@ -363,7 +361,7 @@ def _row(
 
 def _predictor_for(run: MethodRun, prepared: Prepared, population: str) -> Predictor:
     """The run's predictor; for training clients with private heads the one with their own."""
-    if population != "seen" or not isinstance(run.predictor, HeadPredictor):
+    if population != "seen" or not isinstance(run.predictor, Owning):
         return run.predictor
     assert run.training is not None
     asked = [i for i, c in enumerate(prepared.data.clients["seen"]) if len(c.test)]

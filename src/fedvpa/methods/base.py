@@ -293,8 +293,21 @@ class Predictor(Protocol):
         ...
 
 
+@runtime_checkable
+class Owning(Protocol):
+    """What a predictor adds whose training clients keep private state by which they are predicted (`fedpdpo`)."""
+
+    def own(self, private: Private, ids: Tensor) -> Predictor:
+        """The same for the training clients `ids` (users,), each with what it trained."""
+        ...
+
+
 class Method(Protocol):
-    """See the module's docstring for how the functions follow one another."""
+    """See the module's docstring for how the functions follow one another.
+
+    A class may say two things more: ``portable = False`` where no single selector can be saved, and
+    ``contextual = True`` where a user is inferred from a context without a latent (with one it always is).
+    """
 
     name: ClassVar[str]
     federated: ClassVar[bool]

@@ -39,6 +39,7 @@ class FedPDPO(FedBT):
 
     name: ClassVar[str] = "fedpdpo"
     portable: ClassVar[bool] = False
+    contextual: ClassVar[bool] = True
 
     def init_server(self, generator: torch.Generator) -> ServerState:
         state = super().init_server(generator)

@@ -23,6 +23,7 @@ class Local:
     name: ClassVar[str] = "local"
     federated: ClassVar[bool] = False
     latent: ClassVar[bool] = False
+    contextual: ClassVar[bool] = True
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.config = setup, setup.config

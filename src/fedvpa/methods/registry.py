@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from typing import Any
 
 from fedvpa.backbone.pairs import Form
-from fedvpa.config import ExperimentConfig
+from fedvpa.config import METHOD_GROUP, ExperimentConfig
+from fedvpa.errors import UserError
 from fedvpa.methods.base import Method, Setup
 from fedvpa.methods.central_vpl import CentralVPL
 from fedvpa.methods.fedbis import FedBis, FedBiscuitLoRA
@@ -51,7 +53,26 @@ LANGUAGE_MODEL = {c.name: c for c in (FedBis, FedBiscuitLoRA)}
 def class_of(config: ExperimentConfig) -> type[Any]:
     """The class of `method.name`, under `backbone.train`."""
     name = config.method.name
+    if name not in CLASSES:
+        return _installed(name)
     return (LANGUAGE_MODEL if config.trains_language_model else CLASSES).get(name, CLASSES[name])
+
+
+def _installed(name: str) -> type[Any]:
+    """The class that an installed package names in the entry points of the group `METHOD_GROUP`.
+
+    Raises:
+        UserError: it cannot be imported, or calls itself something else.
+    """
+    (entry, *_) = entry_points(group=METHOD_GROUP, name=name)
+    remedy = f"mend the package that names it under {METHOD_GROUP}, or uninstall it"
+    try:
+        found: type[Any] = entry.load()
+    except (ImportError, AttributeError) as e:
+        raise UserError(f"{name} cannot be loaded from {entry.value} ({e})", remedy, field="method.name") from e
+    if getattr(found, "name", None) != name:
+        raise UserError(f"{entry.value} is not a method of the name {name}", remedy, field="method.name")
+    return found
 
 
 def text_form(config: ExperimentConfig) -> Form | None:
@@ -61,6 +82,6 @@ def text_form(config: ExperimentConfig) -> Form | None:
 
 
 def create(name: str, setup: Setup) -> Method | Direct:
-    """The method called `name` (`fedvpa.config.METHODS`)."""
+    """The method called `name` (`fedvpa.config.known_methods`)."""
     method: Method | Direct = class_of(setup.config.for_method(name))(setup)
     return method

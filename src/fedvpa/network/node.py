@@ -38,7 +38,11 @@ def check_method(config: ExperimentConfig) -> None:
         problem = "SecAgg+ of Flower 1.41 works with its legacy strategies only, and masks with 32-bit seeds"
         raise UserError(problem, "leave it false; docs/deploy.md says more", field="network.secure_aggregation")
     name = config.method.name
-    reason = REFUSED.get(name) or ("it takes no rounds" if not hasattr(CLASSES[name], "client_update") else None)
+    reason = REFUSED.get(name)
+    if name not in CLASSES:
+        reason = "it comes from another package, and nobody has checked what would leave a client"
+    elif reason is None and not hasattr(CLASSES[name], "client_update"):
+        reason = "it takes no rounds"
     if reason is not None:
         problem = f"{name} does not train over a network: {reason}"
         raise UserError(problem, f"choose one of {', '.join(NETWORKED)}", field="method")

@@ -58,7 +58,7 @@ def _map(ax: Axes, found: Diagnostics) -> None:
     if found["prototypes"]:
         for k, point in enumerate((np.asarray(found["prototypes"]) - means.mean(0)) @ axes.T):
             ax.plot(*point, marker="*", markersize=15, color="#F0E442", markeredgecolor=INK, linestyle="")
-            ax.annotate(str(k + 1), point, xytext=(7, 5), textcoords="offset points", fontsize=9, fontweight="bold")
+            ax.annotate(str(k), point, xytext=(7, 5), textcoords="offset points", fontsize=9, fontweight="bold")
     ax.set_aspect("equal", adjustable="datalim")
     ax.set_xlabel(f"component 1 ({shares[0]:.0%})")
     ax.set_ylabel(f"component 2 ({shares[1]:.0%})")

@@ -13,9 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedvpa.variational import gaussian
 from fedvpa.variational.encoder import Experts
-from fedvpa.variational.gaussian import Gaussian
 from fedvpa.variational.objective import responsibilities
 from fedvpa.variational.prior import Mixture, log_density, log_density_gradient
 from fedvpa.variational.selector import linear_in_latent, score
@@ -147,25 +145,3 @@ def refine(
         z.grad = -(torch.sigmoid(-margin(z)) @ signed + log_density_gradient(z, prior))
         optimizer.step()
     return z.squeeze(1)
-
-
-def expected_information_gain(
-    theta: Mapping[str, Tensor], q: Gaussian, d: Tensor, base_logit: Tensor | None, noise: Tensor
-) -> Tensor:
-    """Expected information that a pair's answer gives about z under q, in nats (VPL's active questions).
-
-    I(y; z) = H(E_q p(y | z)) - E_q H(p(y | z)), estimated with samples of q.
-
-    Args:
-        q: (dim,); noise: (samples, dim) standard normal.
-        d: (pairs, h); base_logit: (pairs,) or None.
-
-    Returns:
-        (pairs,), ask for the largest.
-    """
-    p = torch.sigmoid(score(theta, d, gaussian.sample(q, noise), base_logit))
-
-    def entropy(p: Tensor) -> Tensor:
-        return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))
-
-    return (entropy(p.mean(0)) - entropy(p).mean(0)).clamp(min=0)
