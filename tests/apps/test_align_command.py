@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import yaml
 from rich.console import Console
@@ -25,7 +26,7 @@ from fedvpa.apps.cli import main
 SETTINGS = {
     "prompts": {"training": 6, "judging": 5, "max_tokens": 64},
     "policy": {"device": "cpu"},
-    "candidates": {"number": 3, "max_new_tokens": 12, "batch": 6},
+    "candidates": {"number": 3, "max_new_tokens": 12, "batch": 6, "demonstrations": [[], ["What is zeal?", "Haste."]]},
     "labels": {"users": 2, "context_pairs": 4, "pairs": 16},
     "training": {"batch": 4, "micro_batch": 2, "checkpoint_every": 1, "lora_rank": 2},
     "judging": {
@@ -99,6 +100,14 @@ def test_what_it_leaves(aligned: Path) -> None:
     assert "best of 2" in page
     judged = [json.loads(line) for line in (aligned / "judged.jsonl").read_text().splitlines()]
     assert len(judged) == 6 * 5
+
+
+def test_demonstrations_stand_before_candidates_only(asked: Path, aligned: Path) -> None:
+    config = load_alignment(asked).candidates
+    assert [[m.content for m in config.before(k)] for k in range(3)] == [[], ["What is zeal?", "Haste."], []]
+    (pairs,) = (aligned / "training").glob("pairs-*")
+    prompts = datasets.load_from_disk(str(pairs))["prompt"]
+    assert all("thing" in p and "zeal" not in p for p in prompts)
 
 
 def test_the_card_is_the_hubs(aligned: Path) -> None:
@@ -227,6 +236,8 @@ def test_groups_without_rules_are_not_judged(finished: Path, asked: Path, tmp_pa
 
 
 def test_mistakes_in_the_configuration() -> None:
+    with pytest.raises(UserError, match="a demonstration ends with the assistant's turn"):
+        load_alignment(None, ["candidates.demonstrations=[[What?]]"])
     with pytest.raises(UserError, match="micro_batch must divide batch"):
         load_alignment(None, ["training.micro_batch=3"])
     with pytest.raises(UserError, match=r"conditioning.tokens must be 1"):

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from fedvpa.alignment.sampling import Sampling
 from fedvpa.config import Section, merged, read_overrides, read_sections, validated
+from fedvpa.preferences.schema import Message, Prompt
 
 
 class PolicyConfig(Section):
@@ -59,6 +60,24 @@ class CandidatesConfig(Section):
     top_k: int = Field(50, ge=0, description="Sample from this many likeliest tokens; 0: from all.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens of this total probability.")
     batch: int = Field(128, ge=1, description="Responses that are generated together.")
+    demonstrations: tuple[tuple[str, ...], ...] = Field(
+        (),
+        description="Dialogues (user, assistant, user, ...) that stand before a prompt when it is answered, by turns; an "
+        "empty one: the prompt alone. They bring variety; the policy never sees them.",
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> CandidatesConfig:
+        if any(len(turns) % 2 for turns in self.demonstrations):
+            raise ValueError("a demonstration ends with the assistant's turn")
+        return self
+
+    def before(self, number: int) -> Prompt:
+        """What stands before a prompt's candidate of this number."""
+        if not self.demonstrations:
+            return ()
+        turns = self.demonstrations[number % len(self.demonstrations)]
+        return tuple(Message(("user", "assistant")[i % 2], text) for i, text in enumerate(turns))
 
 
 class LabelsConfig(Section):

@@ -182,7 +182,7 @@ class _Alignment:
 
     def _candidates(self, base: LanguageModel, prompts: Sequence[Prompt]) -> list[list[Response]]:
         n = self.config.candidates.number
-        requests = [Request(p, k) for p in prompts for k in range(n)]
+        requests = [Request((*self.config.candidates.before(k), *p), k) for p in prompts for k in range(n)]
         written = respond(base, requests, self._writing, self.out / "candidates", self.console, "candidates")
         return [written[i : i + n] for i in range(0, len(written), n)]
 

@@ -94,7 +94,7 @@ class LatentMap:
         return Ellipse(self.place(user.mean), (longer, shorter), math.atan2(direction[1], direction[0]))
 
     def prototype_names(self) -> tuple[str, ...]:
-        """The number of each prototype, as `--prototype` takes it, and the group of most users that lie nearest to it."""
+        """The number of each prototype, as `--prototype` takes it, and the group of most users nearest to it."""
         members: list[Counter[int]] = [Counter() for _ in self.prototypes]
         for point, group in zip(self.users, self.groups, strict=True):
             if group is not None:
