@@ -62,8 +62,8 @@ class CandidatesConfig(Section):
     batch: int = Field(128, ge=1, description="Responses that are generated together.")
     demonstrations: tuple[tuple[str, ...], ...] = Field(
         (),
-        description="Dialogues (user, assistant, user, ...) that stand before a prompt when it is answered, by turns; an "
-        "empty one: the prompt alone. They bring variety; the policy never sees them.",
+        description="Dialogues (user, assistant, user, ...) that stand before a prompt when it is answered, by turns; "
+        "an empty one: the prompt alone. They bring variety; the policy never sees them.",
     )
 
     @model_validator(mode="after")
