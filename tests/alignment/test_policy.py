@@ -16,7 +16,8 @@ from fedvpa.alignment.config import ConditioningConfig, PolicyConfig
 from fedvpa.alignment.language import Conditioned, LanguageModel, Response
 from fedvpa.alignment.policy import PersonalizedPolicy, save_policy
 from fedvpa.alignment.sampling import Sampling
-from fedvpa.apps.generating import open_policy, parse_blend
+from fedvpa.apps.blends import parse_blend
+from fedvpa.apps.generating import open_policy
 from fedvpa.backbone.models import cache_dir
 from fedvpa.preferences.schema import as_prompt
 
