@@ -39,22 +39,11 @@ def serve(run: Path, settings: Settings, console: Console) -> None:
     """
     selector = Selector.from_pretrained(run)
     service = Service(selector, settings)
-    with contextlib.closing(_listen(settings)) as listener:
+    with contextlib.closing(listen(settings)) as listener:
         host, port = listener.getsockname()[:2]
         place = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         console.print(f"{run}: {place} ({place}/docs says what can be asked); stop with Ctrl-C", highlight=False)
-        server = Server(
-            uvicorn.Config(
-                create_app(service),
-                http=guarded(settings),
-                ws="none",
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=max(1, round(settings.drain)),
-            )
-        )
-        server.service = service
+        server = server_of(service)
         with _handled():
             server.run(sockets=[listener])
     failure = service.batcher.failure
@@ -63,7 +52,23 @@ def serve(run: Path, settings: Settings, console: Console) -> None:
     console.print("stopped", highlight=False)
 
 
-def _listen(settings: Settings) -> socket.socket:
+def server_of(service: Service) -> Server:
+    """The HTTP server of a service; its ``run`` takes the listening sockets."""
+    config = uvicorn.Config(
+        create_app(service),
+        http=guarded(service.settings),
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(service.settings.drain)),
+    )
+    server = Server(config)
+    server.service = service
+    return server
+
+
+def listen(settings: Settings) -> socket.socket:
     """A listening socket."""
     try:
         return socket.create_server(
