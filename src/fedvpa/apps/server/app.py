@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Path, Query, Request
+from fastapi import FastAPI, Path, Query
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 import fedvpa
 from fedvpa.apps.blends import parse_blend
 from fedvpa.apps.server import errors, openrlhf, page, schemas
 from fedvpa.apps.server.batching import Batcher
-from fedvpa.apps.server.errors import ApiError, ErrorBody, from_user_error, invalid
+from fedvpa.apps.server.errors import ErrorBody, from_user_error, invalid
 from fedvpa.apps.server.guard import Guard
 from fedvpa.apps.server.metrics import TYPE, Metrics
 from fedvpa.apps.server.schemas import prompt_of
@@ -269,7 +269,3 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return HTMLResponse(page.render(app.openapi()), headers=page.HEADERS)
-
-    @app.exception_handler(Exception)
-    async def fault(_: Request, e: Exception) -> JSONResponse:
-        return ApiError(500, "the service has a fault; its log says where", "report it").response()

@@ -7,6 +7,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import logging
 import time
 from collections.abc import Iterable
 
@@ -15,6 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fedvpa.apps.server.errors import ApiError
 from fedvpa.apps.server.metrics import Metrics
 from fedvpa.apps.server.settings import Settings
+
+log = logging.getLogger("fedvpa.serve")
 
 OPEN = ("/healthz", "/readyz")
 """Paths without a token: whoever restarts the service asks there. They tell nothing but whether it is up."""
@@ -33,7 +36,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
+        began, status = time.perf_counter(), 0
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -42,18 +45,20 @@ class Guard:
             await send(message)
 
         try:
-            try:
-                self._authenticate(scope)
-                body = await self._body(scope, receive)
-            except ApiError as e:
-                await _answer(e, counted)
-                return
+            self._authenticate(scope)
+            body = await self._body(scope, receive)
             if body is not None:
                 await self.app(scope, _replay(body, receive), counted)
+        except ApiError as e:
+            await _answer(e, counted)
+        except Exception:  # whatever it is, the caller gets an answer and the log the whole of it
+            log.exception("a fault")
+            if not status:
+                await _answer(ApiError(500, "the service has a fault; its log says where", "report it"), counted)
         finally:
             path = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in METHODS else "other"
-            self.metrics.answered(path, method, status, time.perf_counter() - began)
+            self.metrics.answered(path, method, status or 499, time.perf_counter() - began)  # 499: the caller has gone
 
     def _authenticate(self, scope: Scope) -> None:
         """A bearer token, or any name with the token as its password (OpenRLHF sends what stands in a URL).
