@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from fedvpa.errors import UserError
@@ -65,7 +65,8 @@ class RemoteUser:
     id: str | None = None
 
 
-class Ranked(NamedTuple):
+@dataclass(frozen=True)
+class Ranked:
     """A response, its mean probability to be preferred to another one, and its place among those given."""
 
     response: str

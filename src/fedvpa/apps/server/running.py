@@ -42,7 +42,9 @@ def serve(run: Path, settings: Settings, console: Console) -> None:
     with contextlib.closing(listen(settings)) as listener:
         host, port = listener.getsockname()[:2]
         place = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        console.print(f"{run}: {place} ({place}/docs says what can be asked); stop with Ctrl-C", highlight=False)
+        console.print(
+            f"{run}: {place} ({place}/docs says what can be asked); stop with Ctrl-C", highlight=False, soft_wrap=True
+        )
         server = server_of(service)
         with _handled():
             server.run(sockets=[listener])
