@@ -17,6 +17,7 @@ from fedvpa import Selector
 from fedvpa.client import Client, RemoteUser, ServiceError
 from fedvpa.rewards import EMPTY
 from serving import Live, listening
+from test_rewards import two_steps
 from test_selector_api import EXAMPLES, PROMPT, A, B
 
 
@@ -88,6 +89,27 @@ def test_rewards_in_trls_signature(client: Client, selector: Selector) -> None:
     expected = selector.reward_function(selector.infer_user(EXAMPLES))(messages, answers)
     assert found == pytest.approx(expected, abs=1e-5)
     assert found[2] == EMPTY
+
+
+@pytest.mark.slow
+def test_trls_trainer_learns_from_it(client: Client, selector: Selector, tmp_path: Path) -> None:
+    """Two steps of GRPO with rewards over HTTP: the trainer logs what the selector itself would have given."""
+    given: list[float] = []
+    ask = client.reward_function(client.infer_user(EXAMPLES))
+    local = selector.reward_function(selector.infer_user(EXAMPLES))
+
+    def selector_over_http(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        found = ask(prompts, completions, **columns)
+        assert found == pytest.approx(local(prompts, completions), abs=1e-4)
+        given.append(sum(found) / len(found))
+        return found
+
+    trainer, moved = two_steps("GRPO", selector_over_http, tmp_path)
+    name = "rewards/selector_over_http/mean"
+    logged = [entry[name] for entry in trainer.state.log_history if name in entry]
+    assert len(given) == 2
+    assert logged == pytest.approx(given, abs=1e-4)
+    assert moved
 
 
 def test_what_is_wrong_is_one_line(client: Client, live: Live) -> None:
