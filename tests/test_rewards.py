@@ -167,29 +167,18 @@ def test_a_completion_too_many_is_refused() -> None:
 # In TRL's trainers ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
-def test_trls_trainers_learn_from_it(selector: Selector, tmp_path: Path, kind: str) -> None:
-    """Two steps of a tiny random policy: the trainer logs our rewards of its own completions, and its weights move."""
+def two_steps(kind: str, reward: Any, folder: Path) -> Any:
+    """Two steps of a tiny random policy in one of TRL's trainers; the trainer, and whether its weights have moved."""
     import trl
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = save_llama(tmp_path / "policy", TEMPLATE)
-    policy = AutoModelForCausalLM.from_pretrained(folder)
+    saved = save_llama(folder / "policy", TEMPLATE)
+    policy = AutoModelForCausalLM.from_pretrained(saved)
     before = {k: v.clone() for k, v in policy.state_dict().items()}
-    user = selector.infer_user(EXAMPLES)
-    reward = selector.reward_function(user)
-    calls: list[tuple[list[Any], list[Any], list[float]]] = []
-
-    def score(prompts: Any, responses: Any) -> torch.Tensor:
-        found = reward.score(prompts, responses)
-        calls.append((list(prompts), list(responses), found.tolist()))
-        return found
-
     prompts = [[{"role": "user", "content": e["prompt"]}] for e in EXAMPLES[:4]]
-    data = Dataset.from_list([{"prompt": p} for p in prompts])
     options: dict[str, Any] = dict(
-        output_dir=str(tmp_path / "out"),
+        output_dir=str(folder / "out"),
         max_steps=2,
         per_device_train_batch_size=4,
         num_generations=4,
@@ -206,11 +195,27 @@ def test_trls_trainers_learn_from_it(selector: Selector, tmp_path: Path, kind: s
     trainer = getattr(trl, f"{kind}Trainer")(
         model=policy,
         args=getattr(trl, f"{kind}Config")(**options),
-        reward_funcs=RewardFunction(score, reward.empty_reward),
-        train_dataset=data,
-        processing_class=AutoTokenizer.from_pretrained(folder),
+        reward_funcs=reward,
+        train_dataset=Dataset.from_list([{"prompt": p} for p in prompts]),
+        processing_class=AutoTokenizer.from_pretrained(saved),
     )
     trainer.train()
+    return trainer, any(not torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
+def test_trls_trainers_learn_from_it(selector: Selector, tmp_path: Path, kind: str) -> None:
+    """Two steps of a tiny random policy: the trainer logs our rewards of its own completions, and its weights move."""
+    user = selector.infer_user(EXAMPLES)
+    reward = selector.reward_function(user)
+    calls: list[tuple[list[Any], list[Any], list[float]]] = []
+
+    def score(prompts: Any, responses: Any) -> torch.Tensor:
+        found = reward.score(prompts, responses)
+        calls.append((list(prompts), list(responses), found.tolist()))
+        return found
+
+    trainer, moved = two_steps(kind, RewardFunction(score, reward.empty_reward), tmp_path)
     assert len(calls) == 2
     for dialogues, responses, found in calls:
         assert len(set(responses)) > 1
@@ -219,5 +224,4 @@ def test_trls_trainers_learn_from_it(selector: Selector, tmp_path: Path, kind: s
     for (_, _, found), mean in zip(calls, logged, strict=True):
         whole = found + [reward.empty_reward] * (4 - len(found))
         assert mean == pytest.approx(sum(whole) / 4, abs=1e-4)
-    moved = [k for k, v in trainer.model.state_dict().items() if not torch.equal(v, before[k])]
     assert moved

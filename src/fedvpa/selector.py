@@ -25,6 +25,7 @@ from torch import Tensor
 import fedvpa
 from fedvpa.backbone.encode import Backbone
 from fedvpa.backbone.models import cache_dir
+from fedvpa.backbone.store import OpenStore, Store
 from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
 from fedvpa.evaluation.result_files import write_bytes
@@ -33,6 +34,7 @@ from fedvpa.methods.base import Context, Method, Pool, Predictor, ServerState, S
 from fedvpa.methods.registry import create
 from fedvpa.preferences.jsonl import preference_of
 from fedvpa.preferences.schema import Pair, Prompt, as_prompt
+from fedvpa.ranking import couples, mean_preferences, ranking
 from fedvpa.rewards import EMPTY, RewardFunction, log_odds
 from fedvpa.user import User, as_user, latent_of
 
@@ -197,8 +199,7 @@ class Selector(
     ) -> list[tuple[str, float]]:
         """Responses with scores, best first; the score is the mean probability to be preferred to another response."""
         scores = self.mean_preferences(as_prompt(prompt), responses, [self.known(user)])[0]
-        order = scores.argsort(descending=True, stable=True).tolist()
-        return [(responses[i], float(scores[i])) for i in order]
+        return [(responses[i], score) for i, score in ranking(scores)]
 
     def mean_preferences(self, prompt: Prompt, responses: Sequence[str], users: Sequence[User]) -> Tensor:
         """Each response's mean probability to be preferred to another of them, (users, n); alone, a response has 0.5.
@@ -206,14 +207,9 @@ class Selector(
         Raises:
             UserError: a user was inferred with another model.
         """
-        n = len(responses)
-        couples = [(i, j) for i in range(n) for j in range(i + 1, n)]
-        total = torch.zeros(len(users), n, dtype=torch.float64)
-        if not couples:
-            return total + 0.5
-        p = self.preferences([Pair(prompt, responses[i], responses[j]) for i, j in couples], users).double()
-        first, second = torch.tensor(couples).T
-        return total.index_add(1, first, p).index_add(1, second, 1 - p) / (n - 1)
+        pairs = [Pair(prompt, responses[i], responses[j]) for i, j in couples(len(responses))]
+        p = self.preferences(pairs, users) if pairs else torch.zeros(len(users), 0)
+        return mean_preferences(len(responses), p)
 
     def rewards(self, prompts: Sequence[Prompt], responses: Sequence[str], user: User | None = None) -> Tensor:
         """The user's reward for each response, which needs no other response to compare it with (method.md, section 8).
@@ -330,10 +326,14 @@ class Selector(
         Raises:
             UserError: it is not there, or it is not the one that the selector was trained with.
         """
+        return self.open_backbone()
+
+    def open_backbone(self, open_store: OpenStore = Store) -> Backbone:
+        """`backbone`, with another place for its vectors (``selector.backbone = selector.open_backbone(...)``)."""
         config = self.info.config
         if config.output.cache and not Path(config.output.cache).expanduser().is_dir():
             config = config.model_copy(update={"output": config.output.model_copy(update={"cache": None})})
-        backbone = Backbone(config.backbone, cache_dir(config))
+        backbone = Backbone(config.backbone, cache_dir(config), open_store=open_store)
         differing = [k for k, v in backbone.identity.items() if self.info.backbone.get(k) != v]
         if differing:
             raise UserError(

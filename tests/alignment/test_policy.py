@@ -13,7 +13,8 @@ from fedvpa.alignment.candidates import Request, uniforms
 from fedvpa.alignment.language import Response
 from fedvpa.alignment.policy import PersonalizedPolicy
 from fedvpa.alignment.sampling import Sampling
-from fedvpa.apps.generating import open_policy, parse_blend
+from fedvpa.apps.blends import parse_blend
+from fedvpa.apps.generating import open_policy
 from fedvpa.preferences.schema import as_prompt
 from tiny_policy import save_random_policy
 

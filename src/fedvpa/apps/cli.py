@@ -468,7 +468,8 @@ def generate(
     With the folder of `fedvpa train` the untrained model writes, and --best-of lets the selector choose.
     """
     with _extra("align"):
-        from fedvpa.apps.generating import open_policy, parse_blend
+        from fedvpa.apps.blends import parse_blend
+        from fedvpa.apps.generating import open_policy
     from fedvpa.user import User
 
     who = None if user is None else User.load(user)
@@ -493,6 +494,30 @@ def _extra(name: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as e:
         raise UserError(f"{e.name} is not installed", f'pip install "fedvpa[{name}]"') from None
+
+
+@app.command(
+    epilog=_examples("fedvpa serve runs/first", "FEDVPA_TOKEN=... fedvpa serve runs/first --host 0.0.0.0 --port 8400")
+)
+def serve(
+    run: Run,
+    host: Annotated[str, typer.Option(help="Where to listen; other machines need a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8400,
+    token: Annotated[
+        str | None, typer.Option(envvar="FEDVPA_TOKEN", help="What callers must send.", show_default=False)
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.")] = 60.0,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused with 429.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Requests merged into one batch; 1 merges none.")] = 64,
+    memory: Annotated[int, typer.Option(min=1, help="MiB of features that are kept.")] = 256,
+) -> None:
+    """Serve a selector over HTTP: infer users, score, rank, and rewards for OpenRLHF. Ctrl-C or SIGTERM stops it."""
+    with _extra("serve"):
+        from fedvpa.apps.server.running import serve as work
+        from fedvpa.apps.server.settings import MIB, Settings
+
+    limits = Settings(host, port, token, timeout=timeout, queue=queue, batch_requests=batch, memory=memory * MIB)
+    work(run, limits, _console())
 
 
 @app.command(epilog=_examples("fedvpa forget runs/first user-17"))

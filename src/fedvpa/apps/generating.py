@@ -20,19 +20,3 @@ def open_policy(folder: Path, base: bool, best_of: int) -> PersonalizedPolicy:
         problem = "holds a selector but no policy, so only a choice can be personal"
         raise UserError(problem, "give --best-of 8, or align a policy with `fedvpa align`", file=folder)
     return PersonalizedPolicy.untrained(folder)
-
-
-def parse_blend(text: str) -> dict[int, float]:
-    """``0:0.3,1:0.7`` as prototypes with weights.
-
-    Raises:
-        UserError: anything else.
-    """
-    try:
-        parts = [part.split(":") for part in text.split(",")]
-        found = {int(k): float(w) for k, w in parts}
-    except ValueError:
-        found, parts = {}, []
-    if not found or len(found) < len(parts):
-        raise UserError(f"not understood ({text!r})", "write 0:0.3,1:0.7", field="--blend")
-    return found

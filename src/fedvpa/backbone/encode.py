@@ -17,7 +17,7 @@ from fedvpa.backbone.extract import Extraction, Extractor, Item, View, extract
 from fedvpa.backbone.forward import FrozenLM, pool
 from fedvpa.backbone.models import ResolvedModel, choose_device, choose_dtype, layer_index, resolve
 from fedvpa.backbone.packing import Batch
-from fedvpa.backbone.store import Store
+from fedvpa.backbone.store import OpenStore, Store, Vectors
 from fedvpa.backbone.tokens import Text
 from fedvpa.config import BackboneConfig
 from fedvpa.errors import UserError
@@ -96,6 +96,7 @@ class Backbone:
         config: the ``backbone`` section.
         cache: the cache folder (see `models.cache_dir`).
         device: ``auto``, ``cpu`` or ``cuda``.
+        open_store: what keeps the vectors; by default files in the cache folder.
 
     Raises:
         UserError: no such model, no such layer; later also whatever `models.load` and `store.Store` raise.
@@ -106,13 +107,16 @@ class Backbone:
         torch.Size([1, 576])
     """
 
-    def __init__(self, config: BackboneConfig, cache: Path, device: str = "auto") -> None:
+    def __init__(
+        self, config: BackboneConfig, cache: Path, device: str = "auto", open_store: OpenStore = Store
+    ) -> None:
         self.config, self.cache, self.device = config, cache, choose_device(device)
         self.model: ResolvedModel = resolve(config.model, config.revision, cache)
         self.layer = layer_index(config.layer, self.model.depth)
         self.max_tokens = min(config.max_tokens, self.model.max_positions or config.max_tokens)
+        self._open_store = open_store
         self._lock = threading.RLock()
-        self._stores: dict[str, Store] = {}
+        self._stores: dict[str, Vectors] = {}
         self._models: dict[frozenset[int | None], FrozenLM] = {}
 
     @property
@@ -177,7 +181,7 @@ class Backbone:
         with self._lock:
             if extractor.label not in self._stores:
                 folder = self.cache / extractor.label.replace(" ", "-")
-                self._stores[extractor.label] = Store(folder, extractor.identity, extractor.dim)
+                self._stores[extractor.label] = self._open_store(folder, extractor.identity, extractor.dim)
             return View(extractor, self._stores[extractor.label])
 
     def _load(self, layers: frozenset[int | None]) -> FrozenLM:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedvpa.backbone.forward import FrozenLM
 from fedvpa.backbone.packing import Batch, make_batches, make_rows
-from fedvpa.backbone.store import Entry, Store
+from fedvpa.backbone.store import Entry, Vectors
 from fedvpa.backbone.tokens import Text
 from fedvpa.preferences.schema import Prompt
 
@@ -58,7 +58,7 @@ class View(NamedTuple):
     """One kind of vector and the store that keeps it."""
 
     extractor: Extractor
-    store: Store
+    store: Vectors
 
 
 @dataclass(frozen=True)

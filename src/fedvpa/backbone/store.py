@@ -12,9 +12,9 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -36,6 +36,18 @@ class Entry(NamedTuple):
 
     value: np.ndarray
     cut: int
+
+
+class Vectors(Protocol):
+    """What keeps vectors: files (`Store`), or memory (`memory.MemoryStore`)."""
+
+    def get(self, keys: Sequence[bytes]) -> tuple[dict[bytes, Entry], int]: ...
+    def put(self, entries: Mapping[bytes, Entry]) -> None: ...
+    def close(self) -> None: ...
+
+
+OpenStore = Callable[[Path, Mapping[str, Any], int], Vectors]
+"""Opens what keeps vectors, from a folder, an identity and the vectors' length (`Store`'s arguments)."""
 
 
 class Store:

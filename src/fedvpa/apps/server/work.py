@@ -1,0 +1,219 @@
+"""What the worker does with a batch: the texts of all requests are encoded together, then compared together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedvpa.backbone.extract import Item
+from fedvpa.backbone.memory import MemoryStore
+from fedvpa.methods.base import Pool
+from fedvpa.preferences.schema import Pair, Prompt
+from fedvpa.rewards import log_odds
+from fedvpa.selector import Selector
+from fedvpa.user import User, latent_of
+from fedvpa.variational.inference import Particles
+
+CELLS = 2**16
+"""Users times pairs of one product: a product asks every user about every pair, also about the others'."""
+
+
+@dataclass(frozen=True, eq=False)
+class Compare:
+    """p(a > b) of pairs for a user."""
+
+    pairs: tuple[Pair, ...]
+    user: User
+
+    @property
+    def texts(self) -> Iterator[tuple[Prompt, str]]:
+        return ((p.prompt, r) for p in self.pairs for r in (p.a, p.b))
+
+
+@dataclass(frozen=True, eq=False)
+class Reward:
+    """A user's rewards of responses."""
+
+    prompts: tuple[Prompt, ...]
+    responses: tuple[str, ...]
+    user: User
+
+    @property
+    def texts(self) -> Iterator[tuple[Prompt, str]]:
+        return zip(self.prompts, self.responses, strict=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Infer:
+    """A user from labelled pairs."""
+
+    examples: tuple[tuple[Pair, int], ...]
+    inference: str | None
+
+    @property
+    def texts(self) -> Iterator[tuple[Prompt, str]]:
+        return ((p.prompt, r) for p, _ in self.examples for r in (p.a, p.b))
+
+
+Work = Compare | Reward | Infer
+
+
+class Abandoned(Exception):
+    """Nobody waits for the batch any more."""
+
+
+class Scorer:
+    """A selector whose features live in memory, for the one thread that uses it.
+
+    Args:
+        selector: the trained selector; memory: bytes of features that are kept.
+        chunk_chars: texts are encoded in pieces of about so many characters, between which work can be abandoned.
+    """
+
+    def __init__(self, selector: Selector, memory: int, chunk_chars: int) -> None:
+        self.selector, self.chunk_chars = selector, chunk_chars
+        self.stores: list[MemoryStore] = []
+        self.encoded = 0
+
+        def open_store(_folder: Any, _identity: Mapping[str, Any], dim: int) -> MemoryStore:
+            self.stores.append(MemoryStore(dim, memory))
+            return self.stores[-1]
+
+        selector.backbone = selector.open_backbone(open_store)
+
+    def warm(self) -> None:
+        """Loads the language model."""
+        self.selector.backbone.encode_texts([()], ["x"])
+
+    def cost(self, work: Work) -> int:
+        """Characters of the work's texts that are not encoded yet."""
+        known = self.stores[0] if self.stores else ()
+        new = {Item(prompt, (r,)).key: _chars(prompt, r) for prompt, r in work.texts}
+        return sum(chars for key, chars in new.items() if key not in known)
+
+    def __call__(self, works: Sequence[Work], wanted: Callable[[], bool] = lambda: True) -> list[Any]:
+        """One result per work: probabilities, rewards, or a `User`.
+
+        Args:
+            wanted: asked between pieces, whether anybody still waits.
+
+        Raises:
+            UserError: a text that the model's tokenizer or template refuses, an unknown inference.
+            Abandoned: nobody waits any more.
+        """
+        texts = list(dict.fromkeys(t for work in works for t in work.texts))
+        row = {text: i for i, text in enumerate(texts)}
+        x = self._features(texts, wanted)
+        found: dict[int, Any] = {}
+        compare = [(i, w) for i, w in enumerate(works) if isinstance(w, Compare)]
+        for group in _groups(compare):
+            found |= self._compare(group, x, row)
+        for user, rewards in _by_user([(i, w) for i, w in enumerate(works) if isinstance(w, Reward)]):
+            found |= self._reward(user, rewards, x, row)
+        for i, work in enumerate(works):
+            if isinstance(work, Infer):
+                found[i] = self.selector.infer_pairs(work.examples, work.inference)
+        return [found[i] for i in range(len(works))]
+
+    def _features(self, texts: Sequence[tuple[Prompt, str]], wanted: Callable[[], bool]) -> Tensor:
+        """Standardised features (texts, D)."""
+        parts = []
+        for chunk in _chunks(texts, self.chunk_chars):
+            if not wanted():
+                raise Abandoned
+            parts.append(self.selector.backbone.encode_texts([p for p, _ in chunk], [r for _, r in chunk]))
+        return self.selector.parameters.standardizer(torch.cat(parts)).to(self.selector.dtype)
+
+    def _compare(
+        self, group: Sequence[tuple[User, list[tuple[int, Compare]]]], x: Tensor, row: Mapping[tuple[Prompt, str], int]
+    ) -> dict[int, Any]:
+        pairs = [p for _, works in group for _, work in works for p in work.pairs]
+        sides = torch.tensor([[row[p.prompt, p.a], row[p.prompt, p.b]] for p in pairs])
+        base = None
+        if self.selector.info.config.backbone.choice_logits:
+            base = self.selector.backbone.encode_pairs(pairs, progress=False).base_logit
+            base = None if base is None else base.to(self.selector.dtype)
+        counts = [sum(len(work.pairs) for _, work in works) for _, works in group]
+        index = torch.zeros(len(group), max(counts), dtype=torch.int64)
+        for u, (first, n) in enumerate(zip(_starts(counts), counts, strict=True)):
+            index[u, :n] = torch.arange(first, first + n)
+        latents = stack_users([user for user, _ in group], self.selector.dtype)
+        p = self.selector.predictor(Pool(x[sides], base)).predict(latents, index)
+        found = {}
+        for u, (_, works) in enumerate(group):
+            lengths = [len(work.pairs) for _, work in works]
+            for (i, _), part in zip(works, p[u, : counts[u]].split(lengths), strict=True):
+                found[i] = part.tolist()
+        return found
+
+    def _reward(
+        self, user: User, works: Sequence[tuple[int, Reward]], x: Tensor, row: Mapping[tuple[Prompt, str], int]
+    ) -> dict[int, Any]:
+        rows = torch.tensor([row[t] for _, work in works for t in work.texts])
+        found = log_odds(self.selector.predictor, x[rows], latent_of(user, self.selector.dtype))
+        lengths = [len(work.responses) for _, work in works]
+        return {i: part.tolist() for (i, _), part in zip(works, found.split(lengths), strict=True)}
+
+
+def stack_users(users: Sequence[User], dtype: torch.dtype) -> Particles | Tensor:
+    """`latent_of` of several users at once; users of fewer particles get some of weight 0."""
+    latents = [latent_of(user, dtype) for user in users]
+    points = [latent for latent in latents if isinstance(latent, Particles)]
+    if not points:
+        return torch.zeros(len(users), 0, dtype=dtype)
+    most = max(p.z.shape[1] for p in points)
+    z = torch.zeros(len(users), most, points[0].z.shape[2], dtype=dtype)
+    log_weights = torch.full((len(users), most), -torch.inf, dtype=dtype)
+    for u, p in enumerate(points):
+        z[u, : p.z.shape[1]], log_weights[u, : p.z.shape[1]] = p.z[0], p.log_weights[0]
+    return Particles(z, log_weights)
+
+
+def _by_user(works: Sequence[tuple[int, Any]]) -> list[tuple[User, list[tuple[int, Any]]]]:
+    """Works of one user object together."""
+    found: dict[int, tuple[User, list[tuple[int, Any]]]] = {}
+    for i, work in works:
+        found.setdefault(id(work.user), (work.user, []))[1].append((i, work))
+    return list(found.values())
+
+
+def _groups(
+    works: Sequence[tuple[int, Compare]],
+) -> Iterator[list[tuple[User, list[tuple[int, Compare]]]]]:
+    """Users in groups whose product of users and pairs stays below `CELLS`."""
+    group: list[tuple[User, list[tuple[int, Compare]]]] = []
+    pairs = 0
+    for user, own in _by_user(works):
+        more = sum(len(work.pairs) for _, work in own)
+        if group and (len(group) + 1) * (pairs + more) > CELLS:
+            yield group
+            group, pairs = [], 0
+        group.append((user, own))
+        pairs += more
+    if group:
+        yield group
+
+
+def _chunks(texts: Sequence[tuple[Prompt, str]], chars: int) -> Iterator[list[tuple[Prompt, str]]]:
+    chunk: list[tuple[Prompt, str]] = []
+    size = 0
+    for prompt, response in texts:
+        more = _chars(prompt, response)
+        if chunk and size + more > chars:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append((prompt, response))
+        size += more
+    yield chunk
+
+
+def _chars(prompt: Prompt, response: str) -> int:
+    return sum(len(m.content) for m in prompt) + len(response)
+
+
+def _starts(counts: Sequence[int]) -> list[int]:
+    return [sum(counts[:i]) for i in range(len(counts))]
