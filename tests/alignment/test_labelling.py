@@ -85,12 +85,13 @@ def test_couples_that_nobody_contradicts_enter_alone() -> None:
     }
 
 
-def test_a_latent_begins_with_so_many_couples_of_a_prompt() -> None:
+def test_a_prompt_gives_another_couple_when_all_had_their_turn() -> None:
     four = [answers("a", "bb", "ccc", "dddd") for _ in PROMPTS]
-    for per_prompt in (1, 2):
-        found = label(LongerOrShorter(), PROMPTS, four, users(1.0), LabelsConfig(per_prompt=per_prompt))  # type: ignore[arg-type]
+    for n, most in ((6, 1), (12, 2), (1000, 6)):
+        found = label(LongerOrShorter(), PROMPTS, four, users(1.0), LabelsConfig(pairs=n))  # type: ignore[arg-type]
+        assert [x.prompt for x in found.preferences[:6]] == list(range(6))
         mine = [(x.chosen.text, x.rejected.text) for x in found.preferences if x.prompt == 0]
-        assert len(mine) == len(set(mine)) == per_prompt
+        assert len(mine) == len(set(mine)) == most
         assert mine[0] == ("dddd", "a")
 
 

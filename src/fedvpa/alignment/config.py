@@ -87,7 +87,6 @@ class LabelsConfig(Section):
     users: int = Field(8, ge=0, description="Label under this many seen users, inferred from their contexts.")
     context_pairs: int = Field(16, ge=1, description="Labelled pairs from which a user is inferred, at most.")
     pairs: int = Field(800, ge=1, description="Pairs to train on, in equal parts from every latent.")
-    per_prompt: int = Field(1, ge=1, description="Couples of candidates of one prompt with which a latent begins.")
 
 
 class TrainingConfig(Section):

@@ -124,8 +124,8 @@ def label(
     A couple of candidates enters twice, side by side in training: preferred one way under a latent, and the other way
     under the one that contradicts it most. So what does not depend on the latent cancels in the gradient of DPO, and
     the policy learns from what does. Only couples that are left when nobody contradicts any more enter alone, as all
-    do with a single latent. Latents take turns, each with the couple on which both sides are surest, until every one
-    has given its part.
+    do with a single latent. Latents take turns, each with the couple on which both sides are surest, and with one more
+    of the same prompt only when every prompt had its turn, until all have given their part.
 
     Raises:
         UserError: no prompt has two different candidates with text.
@@ -137,7 +137,7 @@ def label(
     pairs = [Pair(prompts[i], usable[i][a].text, usable[i][b].text) for i, a, b in couples]
     p = selector.preferences(pairs, [latent.user for latent in latents]).double()
     preferences = []
-    for column, k in _chosen(p, [i for i, _, _ in couples], -(-config.pairs // len(latents)), config.per_prompt):
+    for column, k in _chosen(p, [i for i, _, _ in couples], -(-config.pairs // len(latents))):
         i, a, b = couples[column]
         sure = 2 * float(p[k, column]) - 1
         better, worse = (a, b) if sure > 0 else (b, a)
@@ -146,22 +146,22 @@ def label(
     return Labels(tuple(preferences), _conflict(p), len(couples), empty)
 
 
-def _chosen(p: Tensor, prompt: Sequence[int], quota: int, per_prompt: int) -> list[tuple[int, int]]:
+def _chosen(p: Tensor, prompt: Sequence[int], quota: int) -> list[tuple[int, int]]:
     """Couples (columns of p) with the latents (rows) under which they are trained on; each couple is chosen once.
 
-    A latent gives at most ``quota`` labels, and begins at most ``per_prompt`` times with a couple of the same prompt.
+    A latent gives at most ``quota`` labels.
     """
     sure, side = (p - 0.5).abs(), p > 0.5
     free, begun = torch.ones(len(prompt), dtype=torch.bool), torch.zeros(len(p), max(prompt) + 1)
-    given, at = torch.zeros(len(p)), torch.tensor(prompt)
+    given, at, limit = torch.zeros(len(p)), torch.tensor(prompt), 1
     rows: list[tuple[int, int]] = []
-    while True:
+    while free.any() and (given < quota).any():
         before = len(rows)
         for k in range(len(p)):
             contradicts = (side != side[k]) & (given < quota).unsqueeze(1)
             other, partner = sure.masked_fill(~contradicts, -1.0).max(0)
             value = torch.where(other < 0, sure[k] - 1, torch.minimum(sure[k], other))
-            value = value.masked_fill(~free | (begun[k, at] >= per_prompt), -2.0)
+            value = value.masked_fill(~free | (begun[k, at] >= limit), -2.0)
             column = int(value.argmax())
             if given[k] >= quota or value[column] == -2:
                 continue
@@ -170,8 +170,8 @@ def _chosen(p: Tensor, prompt: Sequence[int], quota: int, per_prompt: int) -> li
             for latent in [k] if other[column] < 0 else [k, int(partner[column])]:
                 given[latent] += 1
                 rows.append((column, latent))
-        if len(rows) == before:
-            return rows
+        limit += len(rows) == before
+    return rows
 
 
 def _conflict(p: Tensor) -> Tensor:
