@@ -25,7 +25,7 @@ GOOD, BAD = Response("aaaa", 4, False), Response("zz zz zz", 8, True)
 PREFERENCES = [
     Preference(i, k, *((GOOD, BAD) if k == 0 else (BAD, GOOD)), 1.0) for i in range(len(PROMPTS)) for k in range(2)
 ]
-CONFIG = TrainingConfig(epochs=4, batch=4, micro_batch=2, learning_rate=1e-2, lora_rank=4, checkpoint_every=5)
+CONFIG = TrainingConfig(sft=0.0, epochs=4, batch=4, micro_batch=2, learning_rate=1e-2, lora_rank=4, checkpoint_every=5)
 KINDS = [Conditioned("soft-prompt", 2, 1.0, 3, 1.0, 2), Conditioned("added", 1, 1.0, 3, 1.0, 2), None]
 
 

@@ -90,9 +90,18 @@ class LabelsConfig(Section):
 
 
 class TrainingConfig(Section):
-    """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) of a LoRA adapter."""
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) of a LoRA adapter.
+
+    The likelihood of the chosen responses is part of the loss (Pang et al. 2024, arXiv 2404.19733): candidates that follow
+    demonstrations are rare for the model without them, and DPO alone is content to make the rejected ones rarer still.
+    """
 
     beta: float = Field(0.1, gt=0, description="DPO's beta.")
+    sft: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of the chosen responses' mean negative log-likelihood per token beside DPO's loss.",
+    )
     learning_rate: float = Field(5e-4, gt=0, description="Largest learning rate of AdamW.")
     warmup: float = Field(
         0.1, ge=0, le=1, description="Share of the steps over which it rises; then it falls linearly."
