@@ -92,8 +92,8 @@ class LabelsConfig(Section):
 class TrainingConfig(Section):
     """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) of a LoRA adapter.
 
-    The likelihood of the chosen responses is part of the loss (Pang et al. 2024, arXiv 2404.19733): candidates that follow
-    demonstrations are rare for the model without them, and DPO alone is content to make the rejected ones rarer still.
+    The likelihood of the chosen responses is part of the loss (Pang et al. 2024, arXiv 2404.19733): candidates that
+    follow demonstrations are rare for the model without them, and DPO alone is content to make the rejected ones rarer.
     """
 
     beta: float = Field(0.1, gt=0, description="DPO's beta.")
