@@ -30,7 +30,7 @@ lint: setup-test  ## Style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup-test  ## Speed and memory: features, the round engine (and Flower's simulation), 10,000 clients, the reward
+bench: setup-test  ## Speed and memory: features, the round engine (and Flower's simulation), 10,000 clients, the reward, the service
 	$(BIN)/python benchmarks/run.py
 
 # Exit code 1 says that some cells failed (the others are there); anything else stops.

@@ -57,6 +57,8 @@ class Batcher:
         self._evaluate, self._cost, self._warm, self._watch = evaluate, cost, warm, watch
         self.settings = settings
         self._queue: deque[Ticket] = deque()
+        self._coming: dict[asyncio.AbstractEventLoop, list[Ticket]] = {}
+        self._ended = False
         self._changed = threading.Condition()
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -66,14 +68,14 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Requests in the queue."""
-        return len(self._queue)
+        """Requests in the queue, or on their way into it."""
+        return len(self._queue) + sum(map(len, self._coming.values()))
 
     def start(self) -> None:
         """Starts the thread; again after `close`."""
         with self._changed:
             if self._thread is None:
-                self._closing = False
+                self._closing = self._ended = False
                 self._thread = threading.Thread(target=self._work, name="fedvpa-model", daemon=True)
                 self._thread.start()
 
@@ -98,15 +100,15 @@ class Batcher:
         ticket = Ticket(work, loop, loop.create_future(), time.monotonic())
         with self._changed:
             if self._closing or self.failure is not None:
-                raise ApiError(503, "the service is stopping", "try again later", headers={"Retry-After": "5"})
-            if len(self._queue) >= self.settings.queue:
-                seconds = min(LONGEST_RETRY, max(1, math.ceil(self._pace * len(self._queue))))
-                message = f"{len(self._queue)} requests are waiting"
+                raise _stopping()
+            if self.waiting >= self.settings.queue:
+                seconds = min(LONGEST_RETRY, max(1, math.ceil(self._pace * self.waiting)))
+                message = f"{self.waiting} requests are waiting"
                 raise ApiError(429, message, "try again later", headers={"Retry-After": str(seconds)})
-            self._queue.append(ticket)
-            # The thread looks at the clock itself while it waits for a batch to fill: waking it for each would cost.
-            if len(self._queue) in (1, self.settings.batch_requests):
-                self._changed.notify()
+            coming = self._coming.setdefault(loop, [])
+            coming.append(ticket)
+        if len(coming) == 1:
+            loop.call_soon(self._enqueue, loop)
         self.start()
         try:
             async with asyncio.timeout(self.settings.timeout):
@@ -116,6 +118,21 @@ class Batcher:
             raise ApiError(504, message, "send less at a time, or serve with a longer --timeout") from None
         finally:
             ticket.abandoned = not ticket.future.done() or ticket.future.cancelled()
+
+    def _enqueue(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hands over what one turn of the event loop has brought, all of it at once.
+
+        The thread is woken once and not for each: it would compete with the loop, which still reads the others.
+        """
+        with self._changed:
+            tickets = self._coming.pop(loop)
+            if not self._ended:
+                self._queue.extend(tickets)
+                self._changed.notify()
+                return
+        for ticket in tickets:
+            ticket.outcome = _stopping()
+        _resolve(tickets)
 
     # In the thread -------------------------------------------------------------------------------------------------
 
@@ -142,6 +159,7 @@ class Batcher:
             while not self._queue and not self._closing:
                 self._changed.wait()
             if not self._queue:
+                self._ended = True
                 return None
             until = self._queue[0].arrived + s.batch_wait
             while len(self._queue) < s.batch_requests and not self._closing:
@@ -180,12 +198,15 @@ class Batcher:
     def _fail(self, e: Exception) -> None:
         self.failure = e
         with self._changed:
-            tickets, self._thread = list(self._queue), None
+            tickets, self._thread, self._ended = list(self._queue), None, True
             self._queue.clear()
-        stopping = ApiError(503, "the language model cannot be loaded", "see the service's log")
         for ticket in tickets:
-            ticket.outcome = stopping
+            ticket.outcome = _stopping()
         _deliver(tickets)
+
+
+def _stopping() -> ApiError:
+    return ApiError(503, "the service is stopping", "try again later", headers={"Retry-After": "5"})
 
 
 def _deliver(tickets: Sequence[Ticket]) -> None:

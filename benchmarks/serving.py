@@ -1,0 +1,290 @@
+"""`fedvpa serve` under load: 64 clients, each of which sends its next request when its last one is answered.
+
+Uncached: every text is new; the service's throughput against `Backbone.encode_pairs` on the same pairs, and the 99th
+percentile of the latency against 64 / throughput, which is the mean latency of 64 such clients. Cached: every text is
+known; throughput against the same service with --batch 1, which answers one request at a time (a second process with
+the same features; the two take turns). The services are processes of their own; the selector is untrained, as speed
+does not depend on its weights. A request is one pair of HH-RLHF helpful-base, for one of two prototypes. A 429 is
+counted and sent again after the time that the service names; any other answer but 200 is an error.
+
+    FEDVPA_HH_RLHF=../shared/data/hh-rlhf python benchmarks/serving.py --page docs/serving.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from features import link_models, read_pairs
+from fedvpa.apps.runs import environment
+from fedvpa.backbone import Backbone
+from fedvpa.backbone.models import cache_dir
+from fedvpa.config import BackboneConfig, ExperimentConfig
+from fedvpa.preferences.schema import Pair
+from rewards import CLUSTERS, make_selector
+
+CLIENTS = 64
+OFFLINE, BATCHING, TAIL = 0.9, 3.0, 1.5
+KNOWN = 64
+"""Pairs of the cached phase."""
+
+
+@dataclass
+class Load:
+    """What a crowd of clients saw."""
+
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    refused: int = 0
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def throughput(self) -> float:
+        return len(self.latencies) / self.seconds
+
+    @property
+    def p99(self) -> float:
+        return statistics.quantiles(self.latencies, n=100, method="inclusive")[98]
+
+    def tail(self, clients: int) -> float:
+        """The 99th percentile against the mean latency of so many clients, which is clients / throughput."""
+        return self.p99 * self.throughput / clients
+
+    def __add__(self, other: Load) -> Load:
+        return Load(
+            self.seconds + other.seconds,
+            self.latencies + other.latencies,
+            self.refused + other.refused,
+            self.errors + other.errors,
+        )
+
+
+def request(pair: Pair, number: int) -> bytes:
+    """A request as it goes over the wire; the clients must not be what is measured."""
+    prompt = [m._asdict() for m in pair.prompt]
+    user = {"prototype": number % CLUSTERS}
+    body = json.dumps({"pairs": [{"prompt": prompt, "a": pair.a, "b": pair.b}], "user": user}).encode()
+    head = "POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, float, bytes]:
+    """Status, seconds to wait, and body of an answer."""
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = re.search(rb"content-length: (\d+)", head)
+    body = await reader.readexactly(int(length[1])) if length else b""
+    again = re.search(rb"retry-after: (\d+)", head)
+    return int(head[9:12]), float(again[1]) if again else 1.0, body
+
+
+async def crowd(port: int, requests: Sequence[bytes], clients: int) -> Load:
+    """Sends every request once, from so many clients."""
+    load, left = Load(), iter(requests)
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for sent in left:
+            began = time.perf_counter()
+            while True:
+                writer.write(sent)
+                status, pause, body = await answer(reader)
+                if status != 429:
+                    break
+                load.refused += 1
+                await asyncio.sleep(pause)
+                began = time.perf_counter()
+            if status == 200:
+                load.latencies.append(time.perf_counter() - began)
+            else:
+                load.errors.append(f"{status} {body[:200]!r}")
+        writer.close()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(clients)))
+    load.seconds = time.perf_counter() - began
+    return load
+
+
+@contextlib.contextmanager
+def service(run: Path, *options: str) -> Iterator[int]:
+    """A service as a process; gives its port."""
+    command = [sys.executable, "-m", "fedvpa.apps.cli", "serve", str(run), "--port", "0", "--timeout", "600", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", process.stderr.readline())
+        assert found, process.stderr.read()
+        for _ in range(1200):
+            with contextlib.suppress(httpx.ConnectError):
+                if httpx.get(f"{found[0]}/readyz").status_code == 200:
+                    break
+            time.sleep(0.1)
+        yield int(found[1])
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def offline(pairs: Sequence[Pair], models: Path) -> float:
+    """Seconds of the plain extraction of pairs, into a fresh cache; loading the model is left out."""
+    with tempfile.TemporaryDirectory() as fresh:
+        link_models(models, Path(fresh))
+        backbone = Backbone(BackboneConfig(), Path(fresh))
+        backbone.encode_responses((), ["warm-up"])
+        began = time.perf_counter()
+        backbone.encode_pairs(pairs, progress=False)
+        seconds = time.perf_counter() - began
+        backbone.close()
+    return seconds
+
+
+def measure(count: int, repeats: int, clients: int, models: Path) -> dict[str, Any]:
+    """All phases; offline runs before and after the service's, each over half of the same pairs."""
+    pairs = read_pairs(count + KNOWN)
+    pairs, known = pairs[:count], pairs[count:]
+    with tempfile.TemporaryDirectory() as fresh:
+        link_models(models, Path(fresh))
+        run = Path(fresh) / "run"
+        make_selector(Path(fresh)).save_pretrained(run)
+        plain = offline(pairs[::2], models)
+        with service(run) as batched, service(run, "--batch", "1") as single:
+            uncached = asyncio.run(crowd(batched, [request(p, i) for i, p in enumerate(pairs)], clients))
+            plain += offline(pairs[1::2], models)
+            again = [request(known[i % KNOWN], i) for i in range(repeats * clients)]
+            for port in (batched, single):  # both get to know the texts
+                asyncio.run(crowd(port, [request(p, 0) for p in known], clients))
+            cached, one_by_one = Load(), Load()
+            for turn in range(4):
+                if turn in (0, 3):
+                    cached += asyncio.run(crowd(batched, again, clients))
+                else:
+                    one_by_one += asyncio.run(crowd(single, again, clients))
+    loads = {"uncached": uncached, "cached": cached, "cached, one at a time": one_by_one}
+    errors = [e for load in loads.values() for e in load.errors]
+    return {
+        "clients": clients,
+        "pairs": count,
+        "offline": {"seconds": plain, "throughput": count / plain},
+        "loads": {k: summary(load) for k, load in loads.items()},
+        "errors": errors,
+        "targets": targets(uncached, cached, one_by_one, count / plain, len(errors), clients),
+        "environment": environment(),
+    }
+
+
+def targets(
+    uncached: Load, cached: Load, one_by_one: Load, plain: float, errors: int, clients: int
+) -> list[dict[str, Any]]:
+    """What is measured against what is wanted; plain: pairs per second of the offline extraction."""
+    return [
+        at_most("serving: answers that are neither 200 nor 429", 0, errors),
+        at_least("serving: uncached texts against offline extraction", OFFLINE, uncached.throughput / plain),
+        at_least("serving: cached texts against one at a time", BATCHING, cached.throughput / one_by_one.throughput),
+        at_most("serving: p99 against clients / throughput, uncached", TAIL, uncached.tail(clients)),
+        at_most("serving: p99 against clients / throughput, cached", TAIL, cached.tail(clients)),
+    ]
+
+
+def at_least(name: str, target: float, value: float) -> dict[str, Any]:
+    return {"name": name, "target": target, "value": value, "met": value >= target}
+
+
+def at_most(name: str, target: float, value: float) -> dict[str, Any]:
+    return {"name": name, "target": target, "value": value, "met": value <= target}
+
+
+def summary(load: Load) -> dict[str, Any]:
+    return {
+        "requests": len(load.latencies),
+        "refused": load.refused,
+        "seconds": load.seconds,
+        "throughput": load.throughput,
+        "mean": statistics.fmean(load.latencies),
+        "p50": statistics.median(load.latencies),
+        "p99": load.p99,
+    }
+
+
+def rows(result: dict[str, Any]) -> list[list[str]]:
+    """The table's rows."""
+    plain = result["offline"]
+    found = [["offline extraction", str(result["pairs"]), f"{plain['throughput']:.1f}", "", "", "", ""]]
+    for name, load in result["loads"].items():
+        times = [f"{1000 * load[k]:.0f}" for k in ("mean", "p50", "p99")]
+        found.append([name, str(load["requests"]), f"{load['throughput']:.1f}", *times, str(load["refused"])])
+    return found
+
+
+COLUMNS = ("", "requests", "pairs per second", "mean, ms", "p50, ms", "p99, ms", "429")
+
+
+def show(result: dict[str, Any]) -> None:
+    console = Console()
+    table = Table(title=f"fedvpa serve, {result['clients']} clients, {result['environment']['threads']} thread(s)")
+    for column in COLUMNS:
+        table.add_column(column, justify="right" if column else "left")
+    for row in rows(result):
+        table.add_row(*row)
+    console.print(table)
+    for t in result["targets"]:
+        console.print(f"{t['name']}: {t['value']:.2f} (target {t['target']}): {'met' if t['met'] else 'missed'}")
+    for e in result["errors"][:5]:
+        console.print(e, markup=False)
+
+
+def page(result: dict[str, Any]) -> str:
+    machine = result["environment"]
+    commit = str(machine.get("commit") or "unknown")[:12]
+    lines = [
+        "# The service under load",
+        "",
+        f"Written by `python benchmarks/serving.py --page docs/serving.md`, which says what is timed; {commit}, "
+        f"{machine['processor']}, {machine['cores']} cores.",
+        f"{result['clients']} clients, one pair of HH-RLHF per request, `smollm2-135m-instruct`, default settings.",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "| --- |" + " ---: |" * (len(COLUMNS) - 1),
+        *("| " + " | ".join(row) + " |" for row in rows(result)),
+        "",
+        "| | target | measured | |",
+        "| --- | ---: | ---: | --- |",
+    ]
+    for t in result["targets"]:
+        lines.append(f"| {t['name']} | {t['target']} | {t['value']:.2f} | {'met' if t['met'] else 'missed'} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=512, help="pairs whose texts are new (default 512)")
+    parser.add_argument("--repeats", type=int, default=40, help="cached requests per client and turn (default 40)")
+    parser.add_argument("--clients", type=int, default=CLIENTS, help=f"at a time (default {CLIENTS})")
+    parser.add_argument("--page", type=Path, help="write the tables to this file")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    args = parser.parse_args()
+    result = measure(args.pairs, args.repeats, args.clients, cache_dir(ExperimentConfig()) / "models")
+    show(result)
+    if args.page:
+        args.page.write_text(page(result))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
