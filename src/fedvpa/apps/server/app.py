@@ -19,6 +19,7 @@ from fedvpa.apps.server.batching import Batcher
 from fedvpa.apps.server.errors import ErrorBody, from_user_error, invalid
 from fedvpa.apps.server.guard import Guard
 from fedvpa.apps.server.metrics import TYPE, Metrics
+from fedvpa.apps.server.route import CheckedRoute
 from fedvpa.apps.server.schemas import prompt_of
 from fedvpa.apps.server.settings import Settings
 from fedvpa.apps.server.users import Users
@@ -112,9 +113,10 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     errors.install(app)
+    app.router.route_class = CheckedRoute
     app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
-    _add_users(app, service)
     _add_scoring(app, service)
+    _add_users(app, service)
     _add_rewards(app, service)
     _add_operations(app, service)
     return app

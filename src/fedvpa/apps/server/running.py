@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import socket
 import threading
@@ -21,13 +22,22 @@ from fedvpa.selector import Selector
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which stops when the language model cannot be loaded."""
+    """uvicorn's server, which stops when the language model cannot be loaded.
+
+    When it is loaded, what lives as long as the process is taken out of the garbage collector's sight: looking through
+    it would stop all requests for a tenth of a second and more, again and again.
+    """
 
     service: Service
+    settled = False
 
     async def on_tick(self, counter: int) -> bool:
         if self.service.batcher.failure is not None:
             self.should_exit = True
+        if not self.settled and self.service.batcher.ready.is_set():
+            gc.collect()
+            gc.freeze()
+            self.settled = True
         return await super().on_tick(counter)
 
 

@@ -1,0 +1,55 @@
+"""A route whose body is read by pydantic itself, straight from its bytes.
+
+FastAPI reads a body with Python's JSON (which takes NaN and fails on deep nesting), parses the content type as an
+e-mail's and resolves dependencies, which here are none: for a small request that costs more than the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+
+from fedvpa.apps.server.errors import ApiError, from_validation
+
+
+class CheckedRoute(APIRoute):
+    """FastAPI's route, description included, with a shorter way in where a body is all that an endpoint takes."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        d = self.dependant
+        if len(d.body_params) != 1 or d.query_params or d.path_params:
+            return super().get_route_handler()
+        (parameter,), call = d.body_params, d.call
+        model, name = parameter.field_info.annotation, parameter.name
+        assert call is not None
+        assert isinstance(model, type)
+        assert issubclass(model, BaseModel)
+
+        async def handler(request: Request) -> Response:
+            checked = read(model, await request.body(), request.headers.get("content-type", ""))
+            response: Response = await call(**{name: checked})
+            return response
+
+        return handler
+
+
+def read(model: type[BaseModel], body: bytes, content_type: str) -> BaseModel:
+    """A checked body.
+
+    Raises:
+        ApiError: it is not JSON (400), or not what is wanted (422).
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        problem = f"the content type is {kind!r}" if kind else "there is no content type"
+        raise ApiError(422, problem, "send a JSON object, with content-type: application/json")
+    if not body:
+        raise ApiError(422, "there is no body", "send a JSON object")
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as e:
+        raise from_validation([{**error, "loc": ("body", *error["loc"])} for error in e.errors()[:1]]) from None
