@@ -624,7 +624,9 @@ def _explain(e: ValidationError, file: str | Path | None, section: type[BaseMode
     first = e.errors()[0]
     key = ".".join(str(p) for p in first["loc"])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, valid_keys(section), n=1, cutoff=0.4)
+        inside = next(iter(first["input"]), None) if isinstance(first["input"], dict) else None  # a section's first key
+        wanted = key if inside is None else f"{key}.{inside}"
+        near = difflib.get_close_matches(wanted, valid_keys(section), n=1, cutoff=0.4)
         remedy = f"did you mean {near[0]}?" if near else "see `fedvpa config --help`"
         return UserError("unknown key", remedy, file=file, field=key)
     if first["type"] == "literal_error":

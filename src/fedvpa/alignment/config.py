@@ -90,17 +90,13 @@ class LabelsConfig(Section):
 
 
 class TrainingConfig(Section):
-    """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) of a LoRA adapter.
-
-    The likelihood of the chosen responses is part of the loss (Pang et al. 2024, arXiv 2404.19733): candidates that
-    follow demonstrations are rare for the model without them, and DPO alone is content to make the rejected ones rarer.
-    """
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) of a LoRA adapter."""
 
     beta: float = Field(0.1, gt=0, description="DPO's beta.")
-    sft: float = Field(
-        1.0,
-        ge=0,
-        description="Weight of the chosen responses' mean negative log-likelihood per token beside DPO's loss.",
+    loss: Literal["sigmoid", "sigmoid_norm"] = Field(
+        "sigmoid",
+        description="TRL's name: sigmoid is DPO; sigmoid_norm divides a response's log-ratio by its length in tokens, "
+        "with a beta of about 5.",
     )
     learning_rate: float = Field(5e-4, gt=0, description="Largest learning rate of AdamW.")
     warmup: float = Field(
