@@ -325,8 +325,11 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, finished: Path, c
     assert "no such run" in cli("studio", tmp_path / "none", "--port", "0").err
     open_to_all = cli("studio", finished, "--host", "0.0.0.0")
     assert open_to_all.code == 2
-    assert "--host: needs a token, as others can reach 0.0.0.0; give --token or set FEDVPA_TOKEN" in open_to_all.err
-    assert "--token: is too short" in cli("studio", finished, "--token", "secret").err
+    assert (
+        "--host: 0.0.0.0 can be reached by others, and there is no token; give --token (or FEDVPA_TOKEN)"
+        in open_to_all.err
+    )
+    assert "--token: must be 8 printable ASCII characters or more" in cli("studio", finished, "--token", "secret").err
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -15,7 +15,8 @@ import pytest
 
 from conftest import Cli
 from fedvpa import UserError
-from fedvpa.apps.server.settings import Settings, is_local
+from fedvpa.apps.listening import is_local
+from fedvpa.apps.server.settings import Settings
 from serving import Live, listening
 
 TOKEN = "correct horse battery"

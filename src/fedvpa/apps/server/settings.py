@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 
-from fedvpa.errors import UserError
+from fedvpa.apps.listening import check_token
 
-SHORTEST_TOKEN = 8
 MIB = 2**20
 
 
@@ -50,21 +48,4 @@ class Settings:
     drain: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.token is not None and (
-            len(self.token) < SHORTEST_TOKEN or not self.token.isascii() or not self.token.isprintable()
-        ):
-            remedy = 'make one with `python -c "import secrets; print(secrets.token_urlsafe())"`'
-            raise UserError(f"must be {SHORTEST_TOKEN} printable ASCII characters or more", remedy, field="--token")
-        if self.token is None and not is_local(self.host):
-            remedy = "give --token (or FEDVPA_TOKEN), or leave --host at 127.0.0.1"
-            raise UserError(f"{self.host} can be reached by others, and there is no token", remedy, field="--host")
-
-
-def is_local(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        check_token(self.host, self.token)

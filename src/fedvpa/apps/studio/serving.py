@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import os
 import socket
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fedvpa.apps.listening import check_token, is_local
 from fedvpa.apps.studio import page
 from fedvpa.apps.studio.world import World
 from fedvpa.errors import UserError
@@ -79,7 +79,7 @@ class Guard:
         if not length.isdecimal() or int(length) > LARGEST_BODY:
             return PlainTextResponse("the request is too large", 413)
         if self.token is None:
-            if not _is_loopback(headers.get("host", "")):
+            if not is_local(_addressed(headers.get("host", ""))):
                 return PlainTextResponse("this studio answers to 127.0.0.1 and localhost only", 403)
             return None
         if hmac.compare_digest(_cookie(headers.get("cookie", "")), self.badge):
@@ -100,15 +100,10 @@ def _cookie(header: str) -> str:
     return "" if found is None or not found.value.isascii() else found.value
 
 
-def _is_loopback(host: str) -> bool:
+def _addressed(host: str) -> str:
+    """The name in a Host header, without its port."""
     name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    name = name.strip("[]")
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+    return name.strip("[]")
 
 
 def application(world: World, run: str, token: str | None = None) -> ASGIApp:
@@ -193,22 +188,6 @@ def bound(host: str, port: int) -> socket.socket:
     return found
 
 
-def checked_token(host: str, token: str | None) -> str | None:
-    """The token, which every host but this machine's own needs.
-
-    Raises:
-        UserError: it is missing, empty or short.
-    """
-    if token is None:
-        if not _is_loopback(f"[{host}]" if ":" in host else host):
-            remedy = "give --token or set FEDVPA_TOKEN, or leave --host away"
-            raise UserError(f"needs a token, as others can reach {host}", remedy, field="--host")
-        return None
-    if len(token) < 8 or not token.isascii() or not token.isprintable():
-        raise UserError("is too short or not plain text", "use 8 or more ASCII characters", field="--token")
-    return token
-
-
 def serve(
     run: Path,
     policy: Path | None,
@@ -224,9 +203,9 @@ def serve(
         say: prints a line.
 
     Raises:
-        UserError: as `World.open`, `bound` and `checked_token`.
+        UserError: as `World.open`, `bound` and `check_token`.
     """
-    token = checked_token(host, token)
+    check_token(host, token)
     with bound(host, port) as listening:
         world = World.open(run, pairs, policy)
         config = uvicorn.Config(
