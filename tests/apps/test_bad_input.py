@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -146,12 +147,15 @@ def test_damaged_run(experiment: Path, finished: Path, tmp_path: Path, cli: Cli)
 def test_a_damaged_cache_entry_is_computed_again_and_said_so(
     experiment: Path, finished: Path, tmp_path: Path, cli: Cli
 ) -> None:
-
-    cache = shutil.copytree(experiment.parent / "cache", tmp_path / "cache")
-    for file in cache.glob("features/*.sqlite"):
-        with sqlite3.connect(file) as connection:
-            connection.execute("UPDATE vectors SET value = zeroblob(7) WHERE rowid IN (SELECT min(rowid) FROM vectors)")
-        connection.close()
+    cache = tmp_path / "cache"
+    (cache / "features").mkdir(parents=True)
+    for file in (experiment.parent / "cache/features").glob("*.sqlite"):
+        # SQLite copies it: a plain copy, on closing the file, would end every lock that this process holds on it, and
+        # with these the cache of all tests that follow.
+        with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(cache / "features" / file.name)) as copy:
+            source.backup(copy)
+            copy.execute("UPDATE vectors SET value = zeroblob(7) WHERE rowid IN (SELECT min(rowid) FROM vectors)")
+            copy.commit()
     done = cli("train", experiment, f"output.cache={cache}", "--out", tmp_path / "r")
     assert done.code == 0
     notes = json.loads((tmp_path / "r/results.json").read_text())["notes"]
