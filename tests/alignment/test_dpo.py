@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ GOOD, BAD = Response("aaaa", 4, False), Response("zz zz zz", 8, True)
 PREFERENCES = [
     Preference(i, k, *((GOOD, BAD) if k == 0 else (BAD, GOOD)), 1.0) for i in range(len(PROMPTS)) for k in range(2)
 ]
-CONFIG = TrainingConfig(epochs=4, batch=4, micro_batch=2, learning_rate=1e-2, lora_rank=4, checkpoint_every=5)
+CONFIG = TrainingConfig(sft=0.0, epochs=4, batch=4, micro_batch=2, learning_rate=1e-2, lora_rank=4, checkpoint_every=5)
 KINDS = [Conditioned("soft-prompt", 2, 1.0, 3, 1.0, 2), Conditioned("added", 1, 1.0, 3, 1.0, 2), None]
 
 
@@ -66,10 +67,15 @@ def test_the_projection_starts_small_and_the_reference_knows_no_latent(
     assert zero.history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
 
 
-def test_the_length_normalised_loss_learns_them_too(chatty: Path, tmp_path: Path) -> None:
-    changes = {"epochs": 6, "loss": "sigmoid_norm", "beta": 2.0}
-    trained = run(chatty, tmp_path, KINDS[0], CONFIG.model_copy(update=changes))
-    assert sum(r["rewards/accuracies"] for r in trained.history[-4:]) / 4 > 0.9
+def test_the_likelihood_of_chosen_responses_is_part_of_the_loss(chatty: Path, tmp_path: Path) -> None:
+    changes = {"start": 0.0, "warmup": 1.0}
+    alone, both = (
+        run(chatty, tmp_path / str(sft), KINDS[0], CONFIG.model_copy(update={**changes, "sft": sft})) for sft in (0.0, 0.5)
+    )
+    first = both.history[0]["loss"] - alone.history[0]["loss"]
+    assert 0.25 * math.log(256) < first < math.log(256), "half of a random model's loss per token, for 256 of them"
+    assert both.history[-1]["logps/chosen"] > alone.history[-1]["logps/chosen"]
+    assert sum(r["rewards/accuracies"] for r in both.history[-4:]) / 4 > 0.9
 
 
 def test_without_a_latent_opposite_wishes_cannot_be_learnt(chatty: Path, tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def test_a_policy_from_smollm2(cli: Cli, tmp_path: Path) -> None:
         f"prompts.path={tmp_path / 'prompts.jsonl'}",
         *("prompts.training=4", "prompts.judging=2", "candidates.number=2", "candidates.max_new_tokens=16"),
         *("labels.users=0", "labels.pairs=8", "training.batch=8", "training.micro_batch=4", "policy.device=cpu"),
-        "training.start=0",  # at first the policy is its reference
+        "training.start=0",  # at first the policy is its reference, and DPO's loss is known
+        "training.sft=0",
         *("judging.best_of=2", "judging.blend=[]", "judging.bootstrap=100"),
     ]
     ended = cli("align", tmp_path / "run", "--out", tmp_path / "policy", *settings)

@@ -90,13 +90,18 @@ class LabelsConfig(Section):
 
 
 class TrainingConfig(Section):
-    """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) of a LoRA adapter."""
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) of a LoRA adapter.
+
+    The likelihood of the chosen responses is part of the loss (Pang et al. 2024, arXiv 2404.19733). Candidates that
+    follow demonstrations are rare for the model without them: DPO alone makes the rejected ones rarer still, and what it
+    takes from these goes to text that nobody preferred.
+    """
 
     beta: float = Field(0.1, gt=0, description="DPO's beta.")
-    loss: Literal["sigmoid", "sigmoid_norm"] = Field(
-        "sigmoid",
-        description="TRL's name: sigmoid is DPO; sigmoid_norm divides a response's log-ratio by its length in tokens, "
-        "with a beta of about 5.",
+    sft: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of the chosen responses' mean negative log-likelihood per token beside DPO's loss.",
     )
     learning_rate: float = Field(5e-4, gt=0, description="Largest learning rate of AdamW.")
     warmup: float = Field(
@@ -125,6 +130,9 @@ class JudgingConfig(Section):
     users: int = Field(8, ge=1, description="Unseen users of each group whose latents stand for the group.")
     context_pairs: int = Field(16, ge=1, description="Labelled pairs from which each is inferred, at most.")
     best_of: int = Field(8, ge=0, description="Also judge the selector's choice of this many base responses; 0: not.")
+    best_of_prompts: int = Field(
+        0, ge=0, description="Prompts on which it is judged, since it is the dearest part; 0: all."
+    )
     blend: tuple[float, ...] = Field(
         (0.0, 0.25, 0.5, 0.75, 1.0), description="Points between opposite prototypes that are judged; empty: none."
     )

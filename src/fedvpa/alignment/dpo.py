@@ -139,7 +139,8 @@ def _trainer(
     arguments = DPOConfig(
         output_dir=str(folder / "checkpoints"),
         beta=config.beta,
-        loss_type=[config.loss],
+        loss_type=["sigmoid", "sft"] if config.sft else ["sigmoid"],
+        loss_weights=[1.0, config.sft] if config.sft else [1.0],
         learning_rate=config.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=config.warmup if config.warmup < 1 else 0.999,  # below 1 it is a share of the steps

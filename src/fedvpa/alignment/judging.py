@@ -30,7 +30,7 @@ BASE = "base model"
 
 
 class Row(NamedTuple):
-    """A row of the switching table: who wrote, under whose latent, and a response per prompt."""
+    """A row of the switching table: who wrote, under whose latent, and a response to each of the first prompts."""
 
     kind: str
     group: str | None
@@ -99,11 +99,12 @@ class Judging:
             rows.append(Row("baseline", None, write("baseline", [Request(p, 1) for p in self.prompts])))
         n = self.config.best_of
         if n:
-            several = write("base", [Request(p, 1 + k) for p in self.prompts for k in range(n)])
+            prompts = self.prompts[: self.config.best_of_prompts or None]
+            several = write("base", [Request(p, 1 + k) for p in prompts for k in range(n)])
             for group in self.people:
                 chosen = [
                     policy.choose(p, several[i * n : (i + 1) * n], self.person(group, i).user)
-                    for i, p in enumerate(self.prompts)
+                    for i, p in enumerate(prompts)
                 ]
                 rows.append(Row(f"best of {n}", group, chosen))
             rows.append(Row(f"{BASE}, again", None, several[::n]))
@@ -129,8 +130,9 @@ class Judging:
         ]
 
     def _rate(self, judge: Judge, a: Sequence[Response], b: Sequence[Response]) -> dict[str, Any]:
-        texts = [[r.text for r in side] for side in (a, b)]
-        return asdict(win_rate(judge, self.prompts, *texts, resamples=self.config.bootstrap, seed=self.seed))
+        prompts = self.prompts[: len(a)]
+        texts = [[r.text for r in side[: len(a)]] for side in (a, b)]
+        return asdict(win_rate(judge, prompts, *texts, resamples=self.config.bootstrap, seed=self.seed))
 
     def blends(self, policy: PersonalizedPolicy, write: Write) -> list[dict[str, Any]]:
         """Points between the prototypes of opposite groups, and the mean of the first group's criterion at each.
