@@ -68,9 +68,8 @@ def test_the_projection_starts_small_and_the_reference_knows_no_latent(
 
 
 def test_the_likelihood_of_chosen_responses_is_part_of_the_loss(chatty: Path, tmp_path: Path) -> None:
-    changes = {"start": 0.0, "warmup": 1.0}
     alone, both = (
-        run(chatty, tmp_path / str(sft), KINDS[0], CONFIG.model_copy(update={**changes, "sft": sft})) for sft in (0.0, 0.5)
+        run(chatty, tmp_path / str(w), KINDS[0], CONFIG.model_copy(update={"start": 0.0, "sft": w})) for w in (0.0, 0.5)
     )
     first = both.history[0]["loss"] - alone.history[0]["loss"]
     assert 0.25 * math.log(256) < first < math.log(256), "half of a random model's loss per token, for 256 of them"

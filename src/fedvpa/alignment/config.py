@@ -93,8 +93,8 @@ class TrainingConfig(Section):
     """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) of a LoRA adapter.
 
     The likelihood of the chosen responses is part of the loss (Pang et al. 2024, arXiv 2404.19733). Candidates that
-    follow demonstrations are rare for the model without them: DPO alone makes the rejected ones rarer still, and what it
-    takes from these goes to text that nobody preferred.
+    follow demonstrations are rare for the model without them: DPO alone makes the rejected ones rarer still, and what
+    it takes from these goes to text that nobody preferred.
     """
 
     beta: float = Field(0.1, gt=0, description="DPO's beta.")

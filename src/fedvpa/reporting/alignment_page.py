@@ -35,10 +35,12 @@ def switching_rows(result: Result) -> tuple[list[str], list[list[str]]]:
 def caption(result: Result) -> str:
     """What the table's numbers are."""
     cell = result["switching"][0]
+    fewer = {c["kind"]: c["prompts"] for c in result["switching"] if c["prompts"] < cell["prompts"]}
+    apart = "".join(f", {n} for {kind}" for kind, n in fewer.items())
     return (
         "Win rate against the base model's response on each column's criterion, with its 95 % interval; "
-        f"{cell['prompts']} prompts that no part of training saw. Ties count half, every comparison is judged in both "
-        f"orders. The base model writes {cell['baseline_words']:.0f} words on average."
+        f"{cell['prompts']} prompts{apart}, which no part of training saw. Ties count half, every comparison is judged "
+        f"in both orders. The base model writes {cell['baseline_words']:.0f} words on average."
     )
 
 
