@@ -2,6 +2,7 @@
 
 fedvpa train configs/synthetic.yaml --out runs/first
 python benchmarks/studio_pictures.py runs/first
+python benchmarks/studio_pictures.py runs/hh4 --policy runs/aligned   # the one of Write
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fedvpa.apps.studio import serving
 from fedvpa.apps.studio.world import World
 
 LARGEST, COLOURS = 150_000, 256
+ASKED = "What should I cook for dinner tonight?"
 DOCS = Path(__file__).parents[1] / "docs" / "images"
 
 
@@ -63,21 +65,40 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a folder of `fedvpa train`")
+    parser.add_argument("--policy", type=Path, help="a folder of `fedvpa align` from that run: takes the tab Write alone")
     parser.add_argument("--out", type=Path, default=DOCS)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    with running(World.open(given.run), given.run.resolve().name) as url, sync_playwright() as playwright:
+    world = World.open(given.run, policy=given.policy)
+    with running(world, given.run.resolve().name) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        for name, width, scheme in (("", 1200, "light"), ("-dark", 1200, "dark"), ("-phone", 390, "light")):
-            page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
-            page.goto(url)
-            teach(page, 5)
-            _take(page, given.out / f"studio-teach{name}.png")
-            page.get_by_role("tab", name="Judge").click()
-            page.get_by_role("button", name="Compare").click()
-            page.locator("table.verdicts").wait_for()
-            _take(page, given.out / f"studio-judge{name}.png")
+        if world.policy is None:
+            _teach_and_judge(browser, url, given.out)
+        else:
+            _write(browser, url, given.out)
         browser.close()
+
+
+def _teach_and_judge(browser: Any, url: str, out: Path) -> None:
+    for name, width, scheme in (("", 1200, "light"), ("-dark", 1200, "dark"), ("-phone", 390, "light")):
+        page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+        page.goto(url)
+        teach(page, 5)
+        _take(page, out / f"studio-teach{name}.png")
+        page.get_by_role("tab", name="Judge").click()
+        page.get_by_role("button", name="Compare").click()
+        page.locator("table.verdicts").wait_for()
+        _take(page, out / f"studio-judge{name}.png")
+
+
+def _write(browser: Any, url: str, out: Path) -> None:
+    page = browser.new_context(viewport={"width": 1200, "height": 900}).new_page()
+    page.goto(url)
+    page.get_by_role("tab", name="Write").click()
+    page.locator("#write-prompt textarea").fill(ASKED)
+    page.locator("#go-write").click()
+    page.locator("section.answer").nth(1).wait_for(timeout=120_000)
+    _take(page, out / "studio-write.png")
 
 
 def _take(page: Any, path: Path) -> None:
