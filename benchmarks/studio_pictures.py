@@ -65,7 +65,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a folder of `fedvpa train`")
-    parser.add_argument("--policy", type=Path, help="a folder of `fedvpa align` from that run: takes the tab Write alone")
+    parser.add_argument("--policy", type=Path, help="a folder of `fedvpa align`: takes the tab Write alone")
     parser.add_argument("--out", type=Path, default=DOCS)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
