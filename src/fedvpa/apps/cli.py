@@ -508,7 +508,7 @@ def serve(
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.")] = 60.0,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused with 429.")] = 256,
-    batch: Annotated[int, typer.Option(min=1, help="Requests merged into one batch; 1 merges none.")] = 24,
+    batch: Annotated[int, typer.Option(min=1, help="Requests merged into one batch; 1 merges none.")] = 64,
     memory: Annotated[int, typer.Option(min=1, help="MiB of features that are kept.")] = 256,
 ) -> None:
     """Serve a selector over HTTP: infer users, score, rank, and rewards for OpenRLHF. Ctrl-C or SIGTERM stops it."""

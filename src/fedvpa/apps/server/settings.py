@@ -40,8 +40,8 @@ class Settings:
     body_seconds: float = 10.0
     timeout: float = 60.0
     queue: int = 256
-    batch_requests: int = 24
-    batch_chars: int = 24_000
+    batch_requests: int = 64
+    batch_chars: int = 48_000
     batch_wait: float = 0.004
     memory: int = 256 * MIB
     users: int = 10_000
