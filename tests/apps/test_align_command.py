@@ -121,6 +121,7 @@ def test_the_card_is_the_hubs(aligned: Path) -> None:
     for part in ("Base model", "Data", "Method", "Metrics", "Limits", "Licence"):
         assert f"## {part}" in card.text
     assert "| policy | longer |" in card.text
+    assert "likelihood (weight 1.0)" in card.text
 
 
 def test_generate(aligned: Path, finished: Path, cli: Cli, tmp_path: Path) -> None:

@@ -22,6 +22,10 @@ def model_card(result: Mapping[str, Any], table: str) -> str:
         table: the switching table as Markdown, or what stands in its place.
     """
     data, labels, training = result["data"], result["labels"], result["training"]
+    config = result["config"]
+    after = " after different examples" if config["candidates"]["demonstrations"] else ""
+    sft = config["training"]["sft"]
+    likelihood = f" with the chosen responses' likelihood (weight {sft})" if sft else ""
     header = ModelCardData(
         base_model=result["model"]["name"] if "/" in result["model"]["name"] else None,
         library_name="peft",
@@ -53,7 +57,7 @@ def model_card(result: Mapping[str, Any], table: str) -> str:
         "## Data",
         "",
         f"{data['training_prompts']} public prompts of `{data['source']}`, none of which a client of the selector's run"
-        f" holds; {data['candidates']} candidates for each, written by the base model"
+        f" holds; {data['candidates']} candidates for each, written by the base model{after}"
         f" (at most {data['max_new_tokens']} tokens, {data['capped']:.1%} of them cut there)."
         " No client's data was used.",
         *[f"* {note}" for note in data["notes"]],
@@ -62,7 +66,7 @@ def model_card(result: Mapping[str, Any], table: str) -> str:
         "",
         f"A frozen selector (`{result['selector']['method']}`, trained federated on `{data['name']}`) labelled the"
         f" candidates under {len(labels['latents'])} latents; {conflict_text}. From {labels['pairs']} pairs DPO (beta"
-        f" {training['beta']}) trained the adapter in {training['steps']} steps; the latent enters by"
+        f" {training['beta']}){likelihood} trained the adapter in {training['steps']} steps; the latent enters by"
         f" `{training['conditioning']}`. No rule and no person filtered the pairs.",
         "",
         *[f"* [{name}]({link})" for name, link in PAPERS.items()],
