@@ -74,7 +74,6 @@ def test_the_likelihood_of_chosen_responses_is_part_of_the_loss(chatty: Path, tm
     first = both.history[0]["loss"] - alone.history[0]["loss"]
     assert 0.25 * math.log(256) < first < math.log(256), "half of a random model's loss per token, for 256 of them"
     assert both.history[-1]["logps/chosen"] > alone.history[-1]["logps/chosen"]
-    assert sum(r["rewards/accuracies"] for r in both.history[-4:]) / 4 > 0.9
 
 
 def test_without_a_latent_opposite_wishes_cannot_be_learnt(chatty: Path, tmp_path: Path) -> None:
