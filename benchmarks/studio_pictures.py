@@ -97,7 +97,7 @@ def _write(browser: Any, url: str, out: Path) -> None:
     page.get_by_role("tab", name="Write").click()
     page.locator("#write-prompt textarea").fill(ASKED)
     page.locator("#go-write").click()
-    page.locator("section.answer").nth(1).wait_for(timeout=120_000)
+    page.locator("section.answer[aria-label^='For ']").nth(1).wait_for(timeout=120_000)
     _take(page, out / "studio-write.png")
 
 
