@@ -246,7 +246,7 @@ class _Alignment:
         lines = [
             {"kind": r.kind, "latent": r.group, "prompt": i, "text": x.text, "against": y.text}
             for r in rows
-            for i, (x, y) in enumerate(zip(r.responses, against, strict=False))
+            for i, (x, y) in enumerate(zip(r.responses, against[: len(r.responses)], strict=True))
         ]
         write_text(self.out / JUDGED, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
         table, exchanged = judging.table(rows, against), judging.exchanged(rows)
