@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedvpa import Selector, UserError
+from fedvpa.apps.server import work as work_module
 from fedvpa.apps.server.batching import Batcher
 from fedvpa.apps.server.errors import ApiError
 from fedvpa.apps.server.settings import Settings
-from fedvpa.apps.server.work import Abandoned, Compare, Infer, Reward, Scorer, Work
+from fedvpa.apps.server.work import SMALL, Abandoned, Compare, Infer, Reward, Scorer, Work
 from fedvpa.preferences.schema import Pair, as_prompt
 
 FAST = {"batch_wait": 0.05, "timeout": 5.0}
@@ -252,6 +254,33 @@ def test_a_memory_smaller_than_a_batch_changes_nothing(finished: Path, works: li
         if isinstance(expected, list):
             assert found == pytest.approx(expected, abs=1e-5)
     assert len(small.stores[0]) <= 1
+
+
+def test_threads_are_for_what_is_large(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = Scorer(Selector.from_pretrained(finished), 2**24, 2000, threads=2)
+    user, seen = scorer.selector.blend({0: 1.0}), []
+
+    def watch(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def watched(*args: Any, **options: Any) -> Any:
+            seen.append((name, torch.get_num_threads()))
+            return function(*args, **options)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(scorer.selector.backbone, "encode_texts")
+    watch(work_module, "stack_users")
+    watch(work_module, "Pool")
+    few = Compare((Pair(as_prompt("Q"), "a", "b"),), user)
+    many = Compare(few.pairs * (SMALL + 1), user)
+    scorer([few])
+    scorer([many])
+    assert seen == [
+        *[("encode_texts", 2), ("stack_users", 1), ("Pool", 1)],
+        *[("encode_texts", 2), ("stack_users", 1), ("Pool", 2)],
+    ]
+    assert torch.get_num_threads() == 1
 
 
 def test_nobody_waits_between_two_pieces(finished: Path) -> None:

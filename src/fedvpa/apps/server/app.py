@@ -52,11 +52,15 @@ Id = Annotated[str, Path(max_length=64, description="Of a stored user.")]
 
 
 class Service:
-    """A selector with everything around it that requests share."""
+    """A selector with everything around it that requests share.
 
-    def __init__(self, selector: Selector, settings: Settings) -> None:
+    Args:
+        threads: as for `Scorer`.
+    """
+
+    def __init__(self, selector: Selector, settings: Settings, threads: int | None = None) -> None:
         self.selector, self.settings, self.metrics = selector, settings, Metrics()
-        self.scorer = Scorer(selector, settings.memory, settings.batch_chars)
+        self.scorer = Scorer(selector, settings.memory, settings.batch_chars, threads)
         self.users = Users(selector, settings.users)
         self.batcher = Batcher(
             self.scorer, self.scorer.cost, settings, warm=self.scorer.warm, watch=self.metrics.batched

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import uvicorn
 from rich.console import Console
 
@@ -47,8 +48,10 @@ def serve(run: Path, settings: Settings, console: Console) -> None:
     Raises:
         UserError: no selector there, its language model is not there or another one, the address is taken.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # OpenMP gives each thread helpers of its own; only the model's thread shall have some
     selector = Selector.from_pretrained(run)
-    service = Service(selector, settings)
+    service = Service(selector, settings, threads)
     with contextlib.closing(listen(settings)) as listener:
         host, port = listener.getsockname()[:2]
         place = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -22,7 +22,8 @@ class Settings:
         body_seconds: for a request's head, and again for its body, to arrive.
         timeout: seconds from the whole request to its answer.
         queue: requests that wait for the model; further ones are refused (429).
-        batch_requests: merged at most; 1 turns merging off. batch_chars: of texts not yet encoded, merged at most.
+        batch_requests: merged at most; 1 turns merging off. batch_chars: of texts not yet encoded, merged at most;
+            enough to fill the language model's batches, little enough that who misses one does not wait long.
         batch_wait: seconds that the first request of a batch waits for others.
         memory: bytes of features that are kept.
         users: that may be stored.
@@ -41,7 +42,7 @@ class Settings:
     timeout: float = 60.0
     queue: int = 256
     batch_requests: int = 64
-    batch_chars: int = 48_000
+    batch_chars: int = 40_000
     batch_wait: float = 0.004
     memory: int = 256 * MIB
     users: int = 10_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from fedvpa.variational.inference import Particles
 
 CELLS = 2**16
 """Users times pairs of one product: a product asks every user about every pair, also about the others'."""
+SMALL = 2**12
+"""Users times pairs of a product that one thread computes sooner than it can wake the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +75,13 @@ class Scorer:
     Args:
         selector: the trained selector; memory: bytes of features that are kept.
         chunk_chars: texts are encoded in pieces of about so many characters, between which work can be abandoned.
+        threads: of torch for what is large (default: as many as torch has). The calling thread does what is small by
+            itself: the others would wait for more of it at full speed, in the way of the event loop and of the callers.
     """
 
-    def __init__(self, selector: Selector, memory: int, chunk_chars: int) -> None:
+    def __init__(self, selector: Selector, memory: int, chunk_chars: int, threads: int | None = None) -> None:
         self.selector, self.chunk_chars = selector, chunk_chars
+        self.threads = threads or torch.get_num_threads()
         self.stores: list[MemoryStore] = []
         self.encoded = 0
 
@@ -87,7 +93,8 @@ class Scorer:
 
     def warm(self) -> None:
         """Loads the language model."""
-        self.selector.backbone.encode_texts([()], ["x"])
+        with self._all_threads():
+            self.selector.backbone.encode_texts([()], ["x"])
 
     def cost(self, work: Work) -> int:
         """Characters of the work's texts that are not encoded yet."""
@@ -116,8 +123,17 @@ class Scorer:
             found |= self._reward(user, rewards, x, row)
         for i, work in enumerate(works):
             if isinstance(work, Infer):
-                found[i] = self.selector.infer_pairs(work.examples, work.inference)
+                with self._all_threads():
+                    found[i] = self.selector.infer_pairs(work.examples, work.inference)
         return [found[i] for i in range(len(works))]
+
+    @contextlib.contextmanager
+    def _all_threads(self) -> Iterator[None]:
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(1)
 
     def _features(self, texts: Sequence[tuple[Prompt, str]], wanted: Callable[[], bool]) -> Tensor:
         """Standardised features (texts, D)."""
@@ -125,7 +141,8 @@ class Scorer:
         for chunk in _chunks(texts, self.chunk_chars):
             if not wanted():
                 raise Abandoned
-            parts.append(self.selector.backbone.encode_texts([p for p, _ in chunk], [r for _, r in chunk]))
+            with self._all_threads():
+                parts.append(self.selector.backbone.encode_texts([p for p, _ in chunk], [r for _, r in chunk]))
         return self.selector.parameters.standardizer(torch.cat(parts)).to(self.selector.dtype)
 
     def _compare(
@@ -135,14 +152,16 @@ class Scorer:
         sides = torch.tensor([[row[p.prompt, p.a], row[p.prompt, p.b]] for p in pairs])
         base = None
         if self.selector.info.config.backbone.choice_logits:
-            base = self.selector.backbone.encode_pairs(pairs, progress=False).base_logit
+            with self._all_threads():
+                base = self.selector.backbone.encode_pairs(pairs, progress=False).base_logit
             base = None if base is None else base.to(self.selector.dtype)
         counts = [sum(len(work.pairs) for _, work in works) for _, works in group]
         index = torch.zeros(len(group), max(counts), dtype=torch.int64)
         for u, (first, n) in enumerate(zip(_starts(counts), counts, strict=True)):
             index[u, :n] = torch.arange(first, first + n)
         latents = stack_users([user for user, _ in group], self.selector.dtype)
-        p = self.selector.predictor(Pool(x[sides], base)).predict(latents, index)
+        with self._all_threads() if len(group) * len(pairs) > SMALL else contextlib.nullcontext():
+            p = self.selector.predictor(Pool(x[sides], base)).predict(latents, index)
         found = {}
         for u, (_, works) in enumerate(group):
             lengths = [len(work.pairs) for _, work in works]
