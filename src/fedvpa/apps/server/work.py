@@ -83,7 +83,6 @@ class Scorer:
         self.selector, self.chunk_chars = selector, chunk_chars
         self.threads = threads or torch.get_num_threads()
         self.stores: list[MemoryStore] = []
-        self.encoded = 0
 
         def open_store(_folder: Any, _identity: Mapping[str, Any], dim: int) -> MemoryStore:
             self.stores.append(MemoryStore(dim, memory))
