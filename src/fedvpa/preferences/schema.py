@@ -10,7 +10,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -79,6 +80,49 @@ def _digest(prompt: Prompt, *responses: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+class Item(NamedTuple):
+    """One response to a prompt, which a person judges alone (a vote, a rating) or against another one (a choice)."""
+
+    prompt: Prompt
+    text: str
+
+
+CHOICE, VOTE, RATING = 0, 1, 2
+"""Kinds of a judgement: of two items, yes or no to one item, a number for one item."""
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """One person's judgements as they were given. Each is an observation that is linear in the person's latent.
+
+    Attributes:
+        first: (n,) int64 rows of `FederatedPreferences.items`.
+        second: (n,) int64 the other item of a choice, -1 for a vote or a rating.
+        value: (n,) float32. A choice: +1 if ``first`` is preferred, else -1. A vote: +1 yes, -1 no. A rating: in units
+            of the training people's standard deviation around their mean.
+        kind: (n,) int8, `CHOICE`, `VOTE` or `RATING`.
+        weight: (n,) float32, the strength of a choice; 1 where none is given.
+    """
+
+    first: Tensor
+    second: Tensor
+    value: Tensor
+    kind: Tensor
+    weight: Tensor
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __getitem__(self, rows: Tensor | slice) -> Judgements:
+        return Judgements(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    @staticmethod
+    def choices(items: Tensor, y: Tensor) -> Judgements:
+        """Choices between the items (n, 2) with labels y (n,)."""
+        one = torch.ones(len(y))
+        return Judgements(items[:, 0], items[:, 1], y.float(), torch.full_like(y, CHOICE, dtype=torch.int8), one)
+
+
 @dataclass(frozen=True)
 class LabelledPairs:
     """One user's labels on pairs of a pool.
@@ -108,13 +152,17 @@ class Client:
         group: index into `FederatedPreferences.groups`, or None where it is not known. Only the data generators,
             the evaluation and the oracles may look at it.
         train: the labelled pairs that training uses and that contexts are drawn from.
-        test: the labelled pairs that are predicted; their prompts occur in no client's ``train``.
+        test: the labelled pairs that are predicted; which of their texts may occur elsewhere, `evaluation.queries` says.
+        judgements: what ``train`` was made from, in the order in which contexts take them, where people gave votes or
+            ratings; ``train`` then has such an order, too: its first n / 2 pairs are made from the first n judgements.
+            None where people gave choices: they are ``train`` itself.
     """
 
     client_id: str
     group: int | None
     train: LabelledPairs
     test: LabelledPairs
+    judgements: Judgements | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +182,9 @@ class FederatedPreferences:
         switching: extra clients for a switching test (the same pairs with opposite labels), often empty.
         counts: what was read, dropped and why, for the report.
         notes: sentences that must be shown wherever a result of this data is shown.
+        items: the texts that are judged, where a source lists them; `item_rows` has those of the pairs as well.
+        matched: (pairs,) bool, pairs of two items that are about equally popular among the training people
+            (`evaluation.matched`); None where popularity is not known.
     """
 
     pairs: tuple[Pair, ...]
@@ -145,12 +196,26 @@ class FederatedPreferences:
     switching: tuple[Client, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    items: tuple[Item, ...] = ()
+    matched: Tensor | None = None
+
+    @cached_property
+    def item_rows(self) -> tuple[tuple[Item, ...], Tensor]:
+        """All distinct items, `items` first, and the rows (pairs, 2) of each pair's a and b among them."""
+        return item_rows(self.pairs, self.items)
 
     def conflicting(self) -> Tensor:
         """(pairs,) bool: True where at least two groups label the pair and disagree."""
         if not len(self.groups):
             return torch.zeros(len(self.pairs), dtype=torch.bool)
         return (self.group_labels == 1).any(0) & (self.group_labels == -1).any(0)
+
+
+def item_rows(pairs: Sequence[Pair], items: Sequence[Item] = ()) -> tuple[tuple[Item, ...], Tensor]:
+    """The distinct items of pairs, after `items`, in the order in which they occur; and (pairs, 2) the rows of a and b."""
+    place = {item: i for i, item in enumerate(items)}
+    rows = [place.setdefault(Item(p.prompt, text), len(place)) for p in pairs for text in (p.a, p.b)]
+    return tuple(place), torch.tensor(rows, dtype=torch.int64).view(len(pairs), 2)
 
 
 @dataclass(frozen=True)
