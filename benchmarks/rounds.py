@@ -82,7 +82,7 @@ class Bench:
 
     def data(self) -> ClientData:
         g = generator(0, "bench")
-        pool = Pool(torch.randn(POOL, 2, self.features, generator=g), None)
+        pool = Pool.of_pairs(torch.randn(POOL, 2, self.features, generator=g))
         clients = []
         for i in range(self.clients):
             index = torch.randperm(POOL, generator=g)[:PAIRS_PER_CLIENT]

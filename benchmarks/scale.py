@@ -63,7 +63,7 @@ def world(clients: int) -> ClientData:
     for i in range(clients):
         index = torch.randint(POOL, (PAIRS,), generator=g)
         held.append(Client(str(i), None, LabelledPairs(index, labels[i % GROUPS, index]), none))
-    return ClientData(Pool(x, None), held)
+    return ClientData(Pool.of_pairs(x), held)
 
 
 def everybody_known(method: FedVPAGP, config: ExperimentConfig, clients: int, at: int) -> TrainingState:

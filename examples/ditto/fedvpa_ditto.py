@@ -6,6 +6,7 @@ lambda / 2 |v_i|^2 (`method.lambda_`), and never uploads it. A new user's differ
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from fedvpa.methods.base import ClientBatch, Context, Download, LocalNoise, Pool, Private, ServerState, Upload, by_row
 from fedvpa.methods.fedbt import FedBT
 from fedvpa.variational.objective import bradley_terry
-from fedvpa.variational.selector import Theta, difference, score
+from fedvpa.variational.selector import Theta, difference, embed, score
 
 HEAD, OWN = "selector.common", "own"
 STEPS, RATE = 50, 1.0
@@ -61,7 +62,7 @@ class DittoPredictor:
     @torch.no_grad()
     def __init__(self, theta: Theta, pool: Pool, weight: float) -> None:
         self.theta, self.weight = theta, weight
-        self.d = difference(theta, pool.x.transpose(0, 1).flatten(0, 1))
+        self.d = pool.differences(partial(embed, theta))
 
     def infer(self, context: Context, how: str = "none", groups: Tensor | None = None) -> Any:
         nobody = self.d.new_zeros(len(context.y), self.d.shape[-1])

@@ -43,7 +43,7 @@ def log_odds(predictor: Callable[[Pool], Predictor], x: Tensor, latent: Particle
         (n,)
     """
     n, average = len(x), torch.zeros_like(x)
-    pool = Pool(torch.cat([torch.stack([x, average], 1), torch.stack([average, x], 1)]), None)
+    pool = Pool.of_pairs(torch.cat([torch.stack([x, average], 1), torch.stack([average, x], 1)]))
     weights = latent.log_weights[0].exp() if isinstance(latent, Particles) else torch.ones(1, dtype=x.dtype)
     each = Particles.point(latent.z[0]) if isinstance(latent, Particles) else latent
     p = predictor(pool).predict(each, torch.arange(2 * n).expand(len(weights), -1))

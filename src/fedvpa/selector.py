@@ -346,11 +346,11 @@ class Selector(
     def _predictor(self, pairs: Sequence[Pair]) -> Any:
         if not pairs:
             empty = torch.zeros(0, 2, self.info.features, dtype=self.dtype)
-            return self.predictor(Pool(empty, None))
+            return self.predictor(Pool.of_pairs(empty))
         features = self.backbone.encode_pairs(pairs, progress=len(pairs) > 50)
         x = self.parameters.standardizer(torch.stack([features.a, features.b], 1)).to(self.dtype)
         base = None if features.base_logit is None else features.base_logit.to(self.dtype)
-        return self.predictor(Pool(x, base))
+        return self.predictor(Pool.of_pairs(x, base))
 
     # Files, in the Hub's conventions -------------------------------------------------------------------------------
 

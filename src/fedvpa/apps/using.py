@@ -60,7 +60,7 @@ def evaluate(selector: Selector, config: ExperimentConfig, own: ExperimentConfig
     raw = torch.stack([features.a, features.b], 1)
     standardizer = selector.parameters.standardizer
     base = None if features.base_logit is None else features.base_logit.to(selector.dtype)
-    pool = Pool(standardizer(raw).to(selector.dtype), base)
+    pool = Pool.of_pairs(standardizer(raw).to(selector.dtype), base)
     with_queries = {p: tuple(c for c in clients if len(c.test)) for p, clients in populations.items()}
     with_queries["switching"] = data.switching
     panels = {p: make_panel(data, c, config.seed, selector.dtype) for p, c in with_queries.items() if c}

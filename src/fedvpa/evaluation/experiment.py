@@ -74,7 +74,7 @@ class Prepared:
         """
         clusters = clusters_of(config, len(self.clients), len(self.data.groups))
         validation = tuple(replace(c, group=None) for c in self.data.clients["validation"])
-        setup = Setup(config, self.pool.x.shape[-1], len(self.clients), clusters, self.pool.x.dtype, validation)
+        setup = Setup(config, self.pool.features, len(self.clients), clusters, self.pool.items.dtype, validation)
         if config.method.name != FedVPAGPLabels.name:
             return setup
         groups = diagnostics.client_groups(self.data.clients["seen"])

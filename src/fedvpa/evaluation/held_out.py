@@ -83,7 +83,7 @@ def fit_held_out(
     x = torch.stack([features.a, features.b], 1)
     chooses = torch.tensor([keys[i] in set(drawn[::_HELD]) for i in rows.tolist()])
     standardizer = combine([client_moments(x[~chooses].flatten(0, 1))])
-    pool, y = Pool(standardizer(x).double(), None), labels[rows].double()
+    pool, y = Pool.of_pairs(standardizer(x).double()), labels[rows].double()
     fit, choice = (Labelled(m.nonzero().flatten(), y[m]) for m in (~chooses, chooses))
     models = [linear_bradley_terry(pool, fit, c) for c in INVERSE_DECAYS]
     hits = [accuracy(linear_scores(pool, w), choice) for w in models]

@@ -144,4 +144,5 @@ def concatenate(uploads: list[Upload]) -> Upload:
         cat([u.counts for u in uploads]),
         {k: cat([u.metrics[k] for u in uploads]) for k in uploads[0].metrics},
         None if uploads[0].model is None else cat([u.model for u in uploads if u.model is not None]),
+        {k: cat([u.sums[k] for u in uploads]) for k in uploads[0].sums},
     )

@@ -71,6 +71,7 @@ def take(upload: Upload, keep: Tensor) -> Upload | None:
         upload.counts[keep],
         {k: v[keep] for k, v in upload.metrics.items()},
         None if upload.model is None else upload.model[keep],
+        {k: v[keep] for k, v in upload.sums.items()},
     )
 
 

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from fedvpa.federation.reception import Reception, receive
 from fedvpa.methods.base import (
     ClientBatch,
     Download,
+    JudgementBatch,
+    Judging,
     LocalNoise,
     Method,
     Pool,
@@ -26,6 +29,8 @@ from fedvpa.methods.base import (
     Surveying,
     Upload,
     draw_noise,
+    judgements_of,
+    padded_judgements,
 )
 from fedvpa.preferences.schema import Client
 from fedvpa.preferences.seeding import generator
@@ -90,15 +95,21 @@ class ClientData:
         self.counts = torch.tensor([len(c.train) for c in clients])
         width = int(self.counts.max())
         self.index = torch.zeros(len(clients), width, dtype=torch.int64)
-        self.y = torch.zeros(len(clients), width, dtype=pool.x.dtype)
+        self.y = torch.zeros(len(clients), width, dtype=pool.items.dtype)
+        self._clients = clients
         for i, c in enumerate(clients):
             self.index[i, : len(c.train)] = c.train.index
             self.y[i, : len(c.train)] = c.train.y.to(self.y.dtype)
-        self.device = pool.x.device
+        self.device = pool.items.device
         self.index, self.y = self.index.to(self.device), self.y.to(self.device)
 
     def __len__(self) -> int:
         return len(self.counts)
+
+    @cached_property
+    def judgements(self) -> JudgementData:
+        """The same clients' judgements as they were given."""
+        return JudgementData(self.pool, self._clients, self.ids)
 
     def flipped(self, ids: Tensor) -> ClientData:
         """The same clients, the labels of the clients `ids` (n,) exchanged."""
@@ -106,6 +117,9 @@ class ClientData:
             return self
         other = copy.copy(self)
         other.y = self.y.index_copy(0, ids, -self.y[ids])
+        other.__dict__["judgements"] = exchanged = copy.copy(self.judgements)
+        judged = exchanged.judged
+        exchanged.judged = judged._replace(y=judged.y.index_copy(0, ids, -judged.y[ids]))
         return other
 
     def batch(self, rows: Tensor) -> ClientBatch:
@@ -116,6 +130,31 @@ class ClientData:
         places = None if self.pool.texts is None else self.index[rows, :width]
         ids, y = self.ids[rows].to(self.device), self.y[rows, :width]
         return ClientBatch(ids, x, base, y, mask.to(self.device), places, self.pool.texts)
+
+
+class JudgementData:
+    """The training clients' judgements as padded index tensors over the pool's items.
+
+    Args:
+        pool: the items and pairs; clients, ids: as in `ClientData`. A client without judgements of its own kind has its
+            pairs as choices.
+    """
+
+    def __init__(self, pool: Pool, clients: Sequence[Client], ids: Tensor) -> None:
+        self.pool, self.ids = pool, ids
+        self.judged = padded_judgements([judgements_of(c, pool) for c in clients], pool.items.dtype)
+        self.counts = (self.judged.weight > 0).sum(-1)
+
+    def batch(self, rows: Tensor) -> JudgementBatch:
+        """The judgements of the clients at positions `rows` (K,), with the items that they are about."""
+        width = int(self.counts[rows].max())
+        first, second, y, rated, weight = (t[rows, :width] for t in self.judged)
+        used, place = torch.cat([first, second.clamp(min=0)], 1).unique(return_inverse=True)
+        first, other = place.chunk(2, 1)
+        second = torch.where(second < 0, -1, other)
+        return JudgementBatch(
+            self.ids[rows], self.pool.items[used], first, second, y, rated, weight, self.counts[rows]
+        )
 
 
 def sample_clients(config: ExperimentConfig, total: int, round: int, available: Tensor | None = None) -> Tensor:
@@ -134,7 +173,7 @@ def round_noise(method: Method, config: ExperimentConfig, data: ClientData, rows
     spec, width = method.noise_spec(), int(data.counts[rows].max())
     drawn = [(int(data.counts[i]), generator(config.seed, "local", round, int(data.ids[i]))) for i in rows]
     each = [draw_noise(spec, pairs, width, g) for pairs, g in drawn]
-    dtype = data.pool.x.dtype
+    dtype = data.pool.items.dtype
     stacked = LocalNoise(*(torch.cat(parts) for parts in zip(*each, strict=True)))
     stacked = stacked._replace(normal=stacked.normal.to(dtype), gumbel=stacked.gumbel.to(dtype))
     return LocalNoise(*(t.to(data.device) for t in stacked))
@@ -153,8 +192,21 @@ def stack_size(theta: Theta, engine: str, joint: bool) -> int:
 def run_clients(
     method: Method, config: ExperimentConfig, data: ClientData, state: TrainingState, ids: Tensor
 ) -> tuple[Upload, Private]:
-    """Local training of the clients `ids` (K,) where all clients are here; see `train_clients`."""
+    """Local training of the clients `ids` (K,) where all clients are here; see `train_clients`.
+
+    Where only the sum over the clients matters, a method that can computes it at once (`Judging.cohort_update`).
+    """
+    if isinstance(method, Judging) and only_sums_matter(config):
+        download = method.broadcast(state.server)
+        noise = round_noise(method, config, data, ids, download.round)
+        return method.cohort_update(download, data.judgements.batch(ids), noise), state.private
     return train_clients(method, config, data, method.broadcast(state.server), state.private, ids)
+
+
+def only_sums_matter(config: ExperimentConfig) -> bool:
+    """Whether a round uses its clients' uploads as a weighted sum alone: nothing is clipped, checked, robust or faulty."""
+    plain = config.federation.aggregation == "mean" and config.federation.engine == "vectorized"
+    return plain and not config.privacy.on and not config.faults.kinds and not config.defence.reject
 
 
 def train_clients(
@@ -184,7 +236,8 @@ def train_clients(
         part = part.sort().values
         noise = round_noise(method, config, data, part, download.round)
         mine = {k: v[part] for k, v in private.items()}
-        upload, changed = method.client_update(download, mine, data.batch(part), noise)
+        batch = data.judgements.batch(part) if isinstance(method, Judging) else data.batch(part)
+        upload, changed = method.client_update(download, mine, batch, noise)
         uploads.append(privacy.protect(upload, download.theta, config, download.round, secret))
         for k, v in changed.items():
             private[k] = private[k].index_copy(0, part.to(v.device), v)

@@ -17,7 +17,7 @@ After FedJAX's ``FederatedAlgorithm`` in spirit: server and client state are dat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -27,7 +27,7 @@ from torch import Tensor
 from fedvpa.backbone.pairs import PairTexts
 from fedvpa.config import ExperimentConfig
 from fedvpa.methods.components import Own
-from fedvpa.preferences.schema import Client
+from fedvpa.preferences.schema import RATING, Client, Judgements
 from fedvpa.variational.inference import Particles
 from fedvpa.variational.selector import Theta
 
@@ -39,21 +39,43 @@ SUBSETS = 16
 
 @dataclass(frozen=True)
 class Pool:
-    """All pairs of a run as standardised features.
+    """All items of a run as standardised features, and the pairs of them that somebody compares.
 
     Attributes:
-        x: (pairs, 2, D): features of a and of b.
+        items: (items, D) features.
+        pairs: (pairs, 2) int64 rows of `items`, of a and of b.
         base_logit: (pairs,) l0, or None.
         texts: the pairs as tokens, for methods that train the language model itself; None for all others.
     """
 
-    x: Tensor
-    base_logit: Tensor | None
+    items: Tensor
+    pairs: Tensor
+    base_logit: Tensor | None = None
     texts: PairTexts | None = None
+
+    @staticmethod
+    def of_pairs(x: Tensor, base_logit: Tensor | None = None) -> Pool:
+        """The pool of pairs with the features x (pairs, 2, D), whose items nobody shares."""
+        return Pool(x.flatten(0, 1), torch.arange(2 * len(x), device=x.device).view(-1, 2), base_logit)
+
+    @property
+    def x(self) -> Tensor:
+        """(pairs, 2, D): features of a and of b."""
+        return self.items[self.pairs]
+
+    @property
+    def features(self) -> int:
+        """D"""
+        return self.items.shape[-1]
+
+    def differences(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
+        """embed(a) - embed(b) of every pair, (pairs, h); each item is embedded once. embed: (items, D) -> (items, h)"""
+        e = embed(self.items)
+        return e[self.pairs[:, 0]] - e[self.pairs[:, 1]]
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features (..., 2 * n, D), responses a first, and l0 (..., n) of the pairs `index` (..., n)."""
-        x = self.x[index].transpose(-3, -2).flatten(-3, -2)
+        x = self.items[self.pairs[index]].transpose(-3, -2).flatten(-3, -2)
         return x, None if self.base_logit is None else self.base_logit[index]
 
 
@@ -67,6 +89,22 @@ class Context(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # shadows tuple.index, which nobody needs here
     y: Tensor
     mask: Tensor
+
+
+class Judged(NamedTuple):
+    """Judgements of several people, padded: what they are inferred from, or what a client trains on.
+
+    Attributes:
+        first: (users, n) rows of the pool's items; second: the same of a choice's other item, -1 for a vote or a rating.
+        y: (users, n) +1 or -1, or a rating; rated: (users, n) True where it is one.
+        weight: (users, n) how much a judgement counts; 0 in the padding.
+    """
+
+    first: Tensor
+    second: Tensor
+    y: Tensor
+    rated: Tensor
+    weight: Tensor
 
 
 class ClientBatch(NamedTuple):
@@ -109,6 +147,28 @@ class ClientBatch(NamedTuple):
         )
 
 
+class JudgementBatch(NamedTuple):
+    """The judgements of K clients as they were given, padded to the longest.
+
+    Attributes:
+        ids: (K,) int64 positions among the training clients.
+        items: (n, D) features of the items that any of them judged.
+        first: (K, judgements) rows of `items`; second: the same of a choice's other item, -1 for a vote or a rating.
+        y: (K, judgements) +1 or -1, or a rating; rated: True where it is one.
+        weight: (K, judgements) 0 in the padding.
+        counts: (K,) numbers of judgements.
+    """
+
+    ids: Tensor
+    items: Tensor
+    first: Tensor
+    second: Tensor
+    y: Tensor
+    rated: Tensor
+    weight: Tensor
+    counts: Tensor
+
+
 class LocalNoise(NamedTuple):
     """Everything random that K clients use in one round, drawn per client from (seed, round, client).
 
@@ -127,6 +187,25 @@ class LocalNoise(NamedTuple):
     gumbel: Tensor
     subset: Tensor
     keep: Tensor
+
+
+def judgements_of(client: Client, pool: Pool) -> Judgements:
+    """What a client judged, in the order in which contexts take it: votes and ratings, or its pairs as choices."""
+    if client.judgements is not None:
+        return client.judgements
+    return Judgements.choices(pool.pairs[client.train.index].cpu(), client.train.y)
+
+
+def padded_judgements(people: Sequence[Judgements], dtype: torch.dtype) -> Judged:
+    """Several people's judgements as one batch. dtype: of labels and weights."""
+
+    def pad(name: str, kind: torch.dtype) -> Tensor:
+        rows = [getattr(p, name).to(kind) for p in people]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    rated = torch.nn.utils.rnn.pad_sequence([p.kind == RATING for p in people], batch_first=True)
+    first, second = pad("first", torch.int64), pad("second", torch.int64)
+    return Judged(first, second, pad("value", dtype), rated, pad("weight", dtype))
 
 
 @dataclass(frozen=True)
@@ -255,6 +334,7 @@ class Upload:
         metrics: a fixed set of scalars per client, (K,) each.
         model: (K,) which of the server's models each client trained; None where the server has one. Model k's
             parameters are the server's ``k/NAME``, a client's are ``NAME``.
+        sums: further statistics, (K, ...) each, of which the server uses the sum over clients only.
     """
 
     ids: Tensor
@@ -264,10 +344,11 @@ class Upload:
     counts: Tensor
     metrics: Mapping[str, Tensor]
     model: Tensor | None = None
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
 
     def bytes_per_client(self) -> int:
-        """Bytes that one client sends: parameters, posterior, example count (8) and metrics (4 each)."""
-        tensors = [*self.theta.values(), self.means, self.variances]
+        """Bytes that one client sends: parameters, posterior, sums, example count (8) and metrics (4 each)."""
+        tensors = [*self.theta.values(), self.means, self.variances, *self.sums.values()]
         return sum(t[0].numel() * t.element_size() for t in tensors) + 8 + 4 * len(self.metrics)
 
 
@@ -333,6 +414,20 @@ class Method(Protocol):
     def download_bytes(self, download: Download) -> int: ...
 
     def predictor(self, state: ServerState, pool: Pool) -> Predictor: ...
+
+
+@runtime_checkable
+class Judging(Protocol):
+    """What a method adds that takes people's judgements as they were given, not pairs made from them.
+
+    Its `client_update` gets a `JudgementBatch`, its predictor infers from `Judged` contexts. Where nothing has to be
+    done to a single client's upload, the engine calls `cohort_update` instead: the same sums over a round's clients,
+    computed once for all.
+    """
+
+    def sums_shapes(self, download: Download) -> Mapping[str, tuple[int, ...]]: ...
+
+    def cohort_update(self, download: Download, batch: JudgementBatch, noise: LocalNoise) -> Upload: ...
 
 
 @runtime_checkable

@@ -10,6 +10,7 @@ at inference: all U vote, for everybody alike.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from fedvpa.methods.base import ClientBatch, Download, LocalNoise, Pool, Predict
 from fedvpa.methods.clustering import assign, size_bounds
 from fedvpa.methods.fedbt import CommonPredictor, FedBT
 from fedvpa.variational.objective import bradley_terry
-from fedvpa.variational.selector import Theta, difference, score
+from fedvpa.variational.selector import Theta, difference, embed, score
 
 
 class FedBiscuit(FedBT):
@@ -107,8 +108,10 @@ class VotePredictor(CommonPredictor):
 
     @torch.no_grad()
     def __init__(self, selectors: list[Theta], pool: Pool) -> None:
-        x = pool.x.transpose(0, 1).flatten(0, 1)
-        each = [torch.sigmoid(score(t, difference(t, x), None, pool.base_logit)) for t in selectors]
+        differences = [pool.differences(partial(embed, t)) for t in selectors]
+        each = [
+            torch.sigmoid(score(t, d, None, pool.base_logit)) for t, d in zip(selectors, differences, strict=True)
+        ]
         self.p = majority(torch.stack(each))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +26,7 @@ from fedvpa.methods.base import (
     stack_theta,
 )
 from fedvpa.variational.objective import bradley_terry
-from fedvpa.variational.selector import Sizes, Theta, difference, init_theta, score
+from fedvpa.variational.selector import Sizes, Theta, difference, embed, init_theta, score
 
 
 class FedBT:
@@ -140,7 +141,7 @@ class CommonPredictor:
 
     @torch.no_grad()
     def __init__(self, theta: Theta, pool: Pool) -> None:
-        d = difference(theta, pool.x.transpose(0, 1).flatten(0, 1))
+        d = pool.differences(partial(embed, theta))
         self.p = torch.sigmoid(score(theta, d, None, pool.base_logit))
 
     def infer(self, context: Context, how: str = "none", groups: Tensor | None = None) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -29,7 +30,7 @@ from fedvpa.methods.base import (
 from fedvpa.methods.fedbt import FedBT
 from fedvpa.methods.local import LocalPredictor
 from fedvpa.preferences.schema import Client
-from fedvpa.variational.selector import Theta, difference
+from fedvpa.variational.selector import Theta, embed
 
 HEAD = "selector.common"
 
@@ -71,11 +72,11 @@ class HeadPredictor(LocalPredictor):
 
     @torch.no_grad()
     def __init__(self, theta: Theta, pool: Pool, validation: tuple[Client, ...], seed: int) -> None:
-        d = difference(theta, pool.x.transpose(0, 1).flatten(0, 1))
+        d = pool.differences(partial(embed, theta))
         self.alpha = d.new_zeros(0)
         if pool.base_logit is not None:
             d, self.alpha = torch.cat([d, pool.base_logit.unsqueeze(-1)], -1), theta["selector.alpha"].reshape(1)
-        super().__init__(Pool(torch.stack([d, torch.zeros_like(d)], 1), None), validation, seed)
+        super().__init__(Pool.of_pairs(torch.stack([d, torch.zeros_like(d)], 1)), validation, seed)
         self.nobody = torch.cat([d.new_zeros(d.shape[-1] - len(self.alpha)), self.alpha])
 
     def own(self, private: Private, ids: Tensor) -> OwnHeads:

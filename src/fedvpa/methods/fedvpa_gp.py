@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -39,7 +40,7 @@ from fedvpa.variational import encoder, gaussian, inference, objective, prior, p
 from fedvpa.variational.gaussian import Gaussian
 from fedvpa.variational.inference import INFERENCES, Particles
 from fedvpa.variational.objective import Terms
-from fedvpa.variational.selector import Sizes, Theta, difference, init_theta, score
+from fedvpa.variational.selector import Sizes, Theta, difference, embed, init_theta, score
 
 
 class FedVPAGP:
@@ -425,7 +426,7 @@ class LatentPredictor:
     def __init__(self, method: FedVPAGP, state: ServerState, pool: Pool) -> None:
         self.method, self.state, self.theta = method, state, state.theta
         with torch.no_grad():
-            self.d = difference(state.theta, pool.x.transpose(0, 1).flatten(0, 1))
+            self.d = pool.differences(partial(embed, state.theta))
         self.base_logit = pool.base_logit
         self.centres = self.theta.get("prototypes", state.centroids)
         self.log_shares = state.shares.log()

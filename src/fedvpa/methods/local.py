@@ -40,9 +40,9 @@ class LocalPredictor:
 
     def __init__(self, pool: Pool, validation: tuple[Client, ...], seed: int) -> None:
         self.pool, self.validation, self.seed = pool, validation, seed
-        self.difference = pool.x[:, 0] - pool.x[:, 1]
+        self.difference = pool.differences(lambda x: x)
         self.chosen: dict[int, float] = {}
-        self.nobody = pool.x.new_zeros(pool.x.shape[-1])
+        self.nobody = pool.items.new_zeros(pool.features)
 
     def decay(self, size: int) -> float:
         """C for users with `size` pairs: the best mean accuracy over the validation clients."""

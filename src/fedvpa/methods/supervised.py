@@ -34,16 +34,17 @@ def linear_bradley_terry(pool: Pool, data: Labelled, inverse_decay: float) -> Te
     """
     from sklearn.linear_model import LogisticRegression  # takes two seconds, which no federated client needs to wait
 
-    x = (pool.x[data.index, 0] - pool.x[data.index, 1]).double().cpu().numpy()
+    a, b = pool.items[pool.pairs[data.index]].unbind(1)
+    x = (a - b).double().cpu().numpy()
     y = data.y.cpu().numpy()
     model = LogisticRegression(C=inverse_decay, fit_intercept=False, max_iter=300, tol=1e-4)
     model.fit(np.concatenate([x, -x]), np.concatenate([y, -y]))
-    return torch.from_numpy(model.coef_[0]).to(pool.x.dtype)
+    return torch.from_numpy(model.coef_[0]).to(pool.items.dtype)
 
 
 def linear_scores(pool: Pool, w: Tensor) -> Tensor:
     """(..., pairs) scores of the whole pool under w (..., D)."""
-    return w @ (pool.x[:, 0] - pool.x[:, 1]).T
+    return w @ pool.differences(lambda x: x).T
 
 
 def accuracy(scores: Tensor, data: Labelled) -> float:
@@ -71,19 +72,19 @@ def network_bradley_terry(
     Returns:
         (pairs,) scores of the whole pool, and the validation accuracy.
     """
-    sizes = Sizes(pool.x.shape[-1], settings.hidden, 0, 0)
+    sizes = Sizes(pool.features, settings.hidden, 0, 0)
     start = init_theta(sizes, generator)
     count = len(settings.decays)
-    theta = {k: v.to(pool.x.dtype).expand(count, *v.shape).clone().requires_grad_(True) for k, v in start.items()}
+    theta = {k: v.to(pool.items.dtype).expand(count, *v.shape).clone().requires_grad_(True) for k, v in start.items()}
     optimizer = torch.optim.AdamW(theta.values(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
-    decay = torch.tensor(settings.decays, dtype=pool.x.dtype)
-    best, best_scores = -1.0, torch.zeros(len(pool.x))
+    decay = torch.tensor(settings.decays, dtype=pool.items.dtype)
+    best, best_scores = -1.0, torch.zeros(len(pool.pairs))
     for _ in range(settings.epochs):
         order = torch.randperm(len(train.index), generator=generator)
         for rows in order.split(settings.batch):
             x, base = pool.rows(train.index[rows])
             stacked = x.expand(count, *x.shape)
-            y = train.y[rows].to(pool.x.dtype)
+            y = train.y[rows].to(pool.items.dtype)
             loss = bradley_terry(theta, difference(theta, stacked), base, y, torch.ones_like(y, dtype=torch.bool))
             optimizer.zero_grad()
             loss.sum().backward()
@@ -97,7 +98,7 @@ def network_bradley_terry(
             hit = float(((held[k] > 0) == (validation.y > 0)).double().mean())
             if hit > best:
                 single = {n: p[k : k + 1].detach() for n, p in theta.items()}
-                best, best_scores = hit, _pool_scores(single, pool, torch.arange(len(pool.x)))[0]
+                best, best_scores = hit, _pool_scores(single, pool, torch.arange(len(pool.pairs)))[0]
     return best_scores, best
 
 

@@ -112,7 +112,7 @@ def evaluate(node: Node, content: RecordDict) -> RecordDict:
         arrays = {k: torch.zeros(0, *f.shape, dtype=f.dtype) for k, f in fields.items()}
         return messages.write_reply(Reply((), arrays, gone), fields, {}, task.stamp)
     pool = node.pool(task.standardizer)
-    panel = make_panel(node.data, [clients[i] for i in asked], node.config.seed, pool.x.dtype)
+    panel = make_panel(node.data, [clients[i] for i in asked], node.config.seed, pool.items.dtype)
     predictor = method.predictor(read_clusters(content, task.download), pool)
     context, mask = panel.context(node.config.federation.context_pairs), panel.query_mask.double()
     accuracy = []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedvpa.variational.encoder import linear
@@ -64,6 +65,11 @@ def init_theta(sizes: Sizes, generator: torch.Generator) -> Theta:
     if d and sizes.prototypes:
         theta["prototypes"] = qr_prototypes(sizes.prototypes, d, sizes.kappa, generator)
     return theta
+
+
+def embed(theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """The feature map g of single items, one layer with GELU. x: (..., items, D) standardised features -> (..., items, h)"""
+    return F.gelu(linear(x, theta, "features"))
 
 
 def difference(theta: Mapping[str, Tensor], x: Tensor) -> Tensor:

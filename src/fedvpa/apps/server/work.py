@@ -160,7 +160,7 @@ class Scorer:
             index[u, :n] = torch.arange(first, first + n)
         latents = stack_users([user for user, _ in group], self.selector.dtype)
         with self._all_threads() if len(group) * len(pairs) > SMALL else contextlib.nullcontext():
-            p = self.selector.predictor(Pool(x[sides], base)).predict(latents, index)
+            p = self.selector.predictor(Pool(x, sides, base)).predict(latents, index)
         found = {}
         for u, (_, works) in enumerate(group):
             lengths = [len(work.pairs) for _, work in works]

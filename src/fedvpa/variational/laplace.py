@@ -1,0 +1,228 @@
+"""Bayesian logistic regression of a person's latent under a Gaussian mixture prior, by Laplace's approximation.
+
+The second method's mathematics (laplace.md). Every judgement is an observation that is linear in the latent,
+s = <u, z> + o: a choice or a vote y = +-1 with p(y | z) = e + (1 - 2 e) sigmoid(y s), e the error rate; or a rating
+y ~ N(s, noise). Per component k of the prior the posterior is N(z_k, H_k^-1) at the mode z_k (Bishop 2006, sections
+4.4 and 4.5); the components are weighted by their evidence. All people and components are solved as one batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedvpa.variational.gaussian import LOG_2PI
+
+STEPS = 8
+"""Newton steps from a component's mean to the mode."""
+LARGEST_MOVE = 3.0
+"""A step is scaled so that no score moves by more; undamped steps diverged in some runs."""
+
+
+class Prior(NamedTuple):
+    """The population: a mixture of diagonal Gaussians that every person downloads.
+
+    Attributes:
+        log_weights: (K,) log pi_k; means, variances: (K, dim).
+    """
+
+    log_weights: Tensor
+    means: Tensor
+    variances: Tensor
+
+
+class Observations(NamedTuple):
+    """What people judged, as linear functions of their latents, padded.
+
+    Attributes:
+        slope: (..., n, dim) u; offset: (..., n) o.
+        y: (..., n) +1 or -1, or a rating.
+        gaussian: (..., n) bool, True where y is a rating.
+        weight: (..., n) how often an observation counts; 0 in the padding.
+    """
+
+    slope: Tensor
+    offset: Tensor
+    y: Tensor
+    gaussian: Tensor
+    weight: Tensor
+
+
+class Noise(NamedTuple):
+    """How far judgements follow the scores.
+
+    Attributes:
+        error: () e, the probability that a choice or a vote is given the wrong way round, in [0, 0.5).
+        rating: () variance of a rating around its score.
+    """
+
+    error: Tensor
+    rating: Tensor
+
+
+class Posterior(NamedTuple):
+    """q(z | judgements) as a mixture of Gaussians.
+
+    Attributes:
+        log_weights: (..., K) log r_k, normalised.
+        means: (..., K, dim) the modes z_k.
+        root: (..., K, dim, dim) lower Cholesky factors of the precisions H_k.
+        evidence: (..., K) e_k = log p(judgements | component k), approximately.
+    """
+
+    log_weights: Tensor
+    means: Tensor
+    root: Tensor
+    evidence: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """(..., dim)"""
+        return (self.log_weights.exp().unsqueeze(-1) * self.means).sum(-2)
+
+    def variances(self) -> Tensor:
+        """(..., K, dim) diagonals of H_k^-1."""
+        return torch.cholesky_inverse(self.root).diagonal(dim1=-2, dim2=-1)
+
+
+def log_likelihood(score: Tensor, seen: Observations, noise: Noise) -> Tensor:
+    """log p(y | s) of each observation, times its weight.
+
+    Args:
+        score: (..., K, n) under K latents each; `seen` has (..., n).
+
+    Returns:
+        (..., K, n)
+    """
+    y, e = seen.y.unsqueeze(-2), noise.error
+    # log(e + (1 - 2 e) sigmoid(y s)) without under- or overflow, also for e = 0.
+    choice = torch.logaddexp(F.logsigmoid(y * score) + torch.log1p(-e), F.logsigmoid(-y * score) + torch.log(e))
+    rating = -0.5 * ((y - score) ** 2 / noise.rating + torch.log(noise.rating) + LOG_2PI)
+    return torch.where(seen.gaussian.unsqueeze(-2), rating, choice) * seen.weight.unsqueeze(-2)
+
+
+def _derivatives(score: Tensor, seen: Observations, noise: Noise) -> tuple[Tensor, Tensor]:
+    """d log p / ds and the expected -d2 log p / ds2 (Fisher's information, which is never negative), (..., K, n)."""
+    y, weight, e = seen.y.unsqueeze(-2), seen.weight.unsqueeze(-2), noise.error
+    p = torch.sigmoid(y * score)
+    right = e + (1 - 2 * e) * p
+    change = (1 - 2 * e) * p * (1 - p)
+    gaussian = seen.gaussian.unsqueeze(-2)
+    first = torch.where(gaussian, (y - score) / noise.rating, y * change / right)
+    second = torch.where(gaussian, 1 / noise.rating, change**2 / (right * (1 - right)).clamp(min=1e-12))
+    return first * weight, second * weight
+
+
+def infer(seen: Observations, prior: Prior, noise: Noise, steps: int = STEPS) -> Posterior:
+    """The posterior of each person.
+
+    1. z_k = argmax of the log likelihood + log N(z; m_k, v_k), by damped Newton steps from m_k.
+    2. H_k = diag(1 / v_k) + sum_i curvature_i u_i u_i^T at z_k.
+    3. e_k = log likelihood(z_k) - 1/2 (z_k - m_k)^T diag(1/v_k) (z_k - m_k) - 1/2 sum log v_k - 1/2 log det H_k;
+       r_k = softmax_k(log pi_k + e_k).
+
+    Args:
+        seen: (people, n) padded. Without observations r = pi, z_k = m_k, H_k = diag(1 / v_k).
+
+    Returns:
+        (people, K) posteriors.
+    """
+    people, _, dim = seen.slope.shape
+    precision = 1 / prior.variances
+    z = prior.means.expand(people, -1, -1)
+    score = seen.offset.unsqueeze(-2) + z @ seen.slope.mT
+    root = torch.diag_embed(precision.sqrt()).expand(people, -1, -1, -1)
+    for step in range(steps + 1):
+        first, second = _derivatives(score, seen, noise)
+        hessian = (second.unsqueeze(-1) * seen.slope.unsqueeze(-3)).mT @ seen.slope.unsqueeze(-3)
+        hessian.diagonal(dim1=-2, dim2=-1).add_(precision)
+        root = torch.linalg.cholesky(hessian)
+        if step == steps:
+            break
+        gradient = first @ seen.slope - (z - prior.means) * precision
+        move = torch.cholesky_solve(gradient.unsqueeze(-1), root).squeeze(-1)
+        moved = move @ seen.slope.mT
+        scale = (LARGEST_MOVE / moved.abs().amax(-1, keepdim=True).clamp(min=LARGEST_MOVE)) if moved.shape[-1] else 1.0
+        z, score = z + scale * move, score + scale * moved
+    distance = ((z - prior.means) ** 2 * precision).sum(-1) + prior.variances.log().sum(-1)
+    log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    evidence = log_likelihood(score, seen, noise).sum(-1) - 0.5 * (distance + log_det)
+    return Posterior((prior.log_weights + evidence).log_softmax(-1), z, root, evidence)
+
+
+def predict(posterior: Posterior, slope: Tensor, offset: Tensor) -> Tensor:
+    """p(a > b) = sum_k r_k sigmoid(m_k / sqrt(1 + pi/8 u^T H_k^-1 u)), m_k = <u, z_k> + o (MacKay 1992).
+
+    Args:
+        slope: (..., q, dim), offset: (..., q) of the questions.
+
+    Returns:
+        (..., q)
+    """
+    mean, variance = score_moments(posterior, slope, offset)
+    p = torch.sigmoid(mean / torch.sqrt(1 + math.pi / 8 * variance))
+    return (posterior.log_weights.exp().unsqueeze(-1) * p).sum(-2)
+
+
+def score_moments(posterior: Posterior, slope: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of s under each component, (..., K, q); see `predict` for the arguments."""
+    mean = posterior.means @ slope.mT + offset.unsqueeze(-2)
+    half = torch.linalg.solve_triangular(posterior.root, slope.mT.unsqueeze(-3), upper=False)
+    return mean, (half**2).sum(-2)
+
+
+def sample(posterior: Posterior, uniform: Tensor, normal: Tensor) -> Tensor:
+    """Samples of z: a component by r_k, then N(z_k, H_k^-1).
+
+    Args:
+        uniform: (..., samples) in [0, 1); normal: (..., samples, dim).
+
+    Returns:
+        (..., samples, dim)
+    """
+    edges = posterior.log_weights.exp().cumsum(-1)
+    k = (uniform.unsqueeze(-1) >= edges[..., None, :-1]).sum(-1)
+    dim = normal.shape[-1]
+    means = posterior.means.gather(-2, k.unsqueeze(-1).expand(*k.shape, dim))
+    # One solve per component for all samples, then each sample takes its component's.
+    each = torch.linalg.solve_triangular(posterior.root.mT, normal.mT.unsqueeze(-3), upper=True).mT
+    chosen = each.gather(-3, k[..., None, :, None].expand(*each.shape[:-3], 1, *each.shape[-2:])).squeeze(-3)
+    return means + chosen
+
+
+class Sums(NamedTuple):
+    """What one person adds to an exact step of EM on the prior; only the sums over people are needed.
+
+    Attributes:
+        count: (..., K) r_k; first: (..., K, dim) r_k z_k; second: (..., K, dim) r_k (diag H_k^-1 + z_k^2).
+    """
+
+    count: Tensor  # type: ignore[assignment]  # shadows tuple.count, which is not used here
+    first: Tensor
+    second: Tensor
+
+
+def sums(posterior: Posterior) -> Sums:
+    """n_k, a_k, b_k of each person."""
+    r = posterior.log_weights.exp()
+    z, weight = posterior.means, r.unsqueeze(-1)
+    return Sums(r, weight * z, weight * (posterior.variances() + z**2))
+
+
+def maximise(total: Sums, floor: float, shrink: float = 0.0) -> Prior:
+    """The M step: pi_k = n_k / N, m_k = a_k / n_k, v_k = b_k / n_k - m_k^2, floored.
+
+    Args:
+        total: sums over people.
+        floor: least variance.
+        shrink: people's worth of N(0, 1) that is added to every component (MAP); 0 is maximum likelihood.
+    """
+    count = total.count.unsqueeze(-1).clamp(min=1e-6)
+    means = total.first / (count + shrink)
+    second = (total.second + shrink) / (count + shrink)
+    weights = (total.count + shrink) / (total.count + shrink).sum()
+    return Prior(weights.clamp(min=1e-12).log(), means, (second - means**2).clamp(min=floor))
