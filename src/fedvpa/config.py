@@ -123,9 +123,9 @@ class BackboneConfig(Section):
     )
     text: Literal["response", "prompt+response"] = Field(
         "response",
-        description="Sentence encoder: what it reads. The response alone, as where items of several prompts are "
-        "compared, both sides of a pair have the same prompt, and a prompt that all items share carries no "
-        "information; or the prompt's turns and the response, with a blank line between them.",
+        description="Sentence encoder: what it reads. response: the response alone; the prompt is the same on both "
+        "sides of a pair, and one that all items share carries no information. prompt+response: the prompt's turns "
+        "and the response, with a blank line between them.",
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto",

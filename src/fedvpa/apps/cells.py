@@ -57,6 +57,7 @@ _SINCE: dict[tuple[str, str], Any] = {
     ("defence", "posterior_outlier"): 0.0,
     ("data", "user_column"): "user_id",
     ("backbone", "train"): "frozen",
+    ("backbone", "text"): "response",
     **{("privacy", key): neutral for key, neutral in PrivacyConfig().model_dump(mode="json").items()},
     **{("lora", key): neutral for key, neutral in LoRAConfig().model_dump(mode="json").items()},
 }

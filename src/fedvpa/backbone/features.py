@@ -165,25 +165,23 @@ def _report(
 ) -> EncodeReport:
     """Sums up extractions of as many items per pair (or text) each; what was cut is counted in ``parts`` only."""
     every = [*parts, *others]
-    none = torch.zeros(count, dtype=torch.bool)
-    each = 2 if unit == "pairs" else 1
-    cut = {
-        ends: int(
-            torch.stack([none, *((p.cut > 0).view(count, each).any(1) for p in parts if p.ends is ends)]).any(0).sum()
-        )
-        for ends in (False, True)
-    }
-    computed = int(torch.stack([p.computed.view(count, each).any(1) for p in every]).any(0).sum())
+    computed = _any([p.computed for p in every], count)
     packed = [p.packed for p in every if p.packed is not None]
     return EncodeReport(
         count=count,
         computed=computed,
         cached=count - computed,
-        truncated=cut[False],
+        truncated=_any([p.cut > 0 for p in parts if not p.ends], count),
         corrupted=sum(p.corrupted for p in every),
         tokens=sum(p.tokens for p in every),
         seconds=sum(p.seconds for p in every),
         packed=all(packed) if packed else None,
-        shortened=cut[True],
+        shortened=_any([p.cut > 0 for p in parts if p.ends], count),
         unit=unit,
     )
+
+
+def _any(masks: Sequence[Tensor], count: int) -> int:
+    """How many of ``count`` pairs or texts have a True in any of the masks (items,), equally many items each."""
+    none = torch.zeros(count, 1, dtype=torch.bool)
+    return int(torch.cat([none, *(m.view(count, len(m) // max(count, 1)) for m in masks)], 1).any(1).sum())

@@ -79,14 +79,19 @@ class FrozenEncoder:
         self._prompt_length = self.model.preprocess(["x"], prompt=prompt).get("prompt_length")
 
     def texts(self, strings: Sequence[str]) -> list[Text]:
-        """Token ids as the library makes them, prompt and special tokens included; what is too long loses its end."""
+        """Token ids as the library makes them, prompt and special tokens included; what is too long loses its end.
+
+        Raises:
+            UserError: a text without a single token.
+        """
         prompt, found = self.settings.prompt, []
         for start in range(0, len(strings), _CHUNK):
             chunk = list(strings[start : start + _CHUNK])
             given = self.model.preprocess(chunk, prompt=prompt or None)
             whole = self._tokenizer([prompt + s for s in chunk], truncation=False, verbose=False)["input_ids"]
             for ids, mask, full in zip(given["input_ids"], given["attention_mask"], whole, strict=True):
-                kept = tuple(ids[mask.bool()].tolist())
+                if not (kept := tuple(ids[mask.bool()].tolist())):
+                    raise UserError("an empty response", "remove it, or give it some text", field="response")
                 found.append(Text((), kept, max(0, len(full) - len(kept))))
         return found
 
