@@ -11,9 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import BertConfig, BertModel
 
 from fedvpa.backbone import EMBEDDED_ENCODER, Backbone, Backbones, TextEncoder, models, open_backbone, resolve
 from fedvpa.backbone.adapters import adapted
@@ -21,25 +18,10 @@ from fedvpa.backbone.sentence import FrozenEncoder
 from fedvpa.config import BackboneConfig, parse_config
 from fedvpa.errors import UserError
 from fedvpa.preferences.schema import Item, Message, Pair, as_prompt
-from tiny_model import save_tokenizer
+from tiny_encoder import LIMIT, save_encoder
 
 Open = Callable[..., TextEncoder]
 PROMPT = "note: "
-LIMIT = 40
-
-
-def save_encoder(folder: Path, dense: bool = False, prompt: str | None = None, pooling: str = "mean") -> Path:
-    """A tiny BERT with pooling and normalisation, written as the library writes it."""
-    torch.manual_seed(1)
-    sizes = dict(vocab_size=258, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
-    config = BertConfig(**sizes, max_position_embeddings=64, initializer_range=0.5, pad_token_id=1)
-    BertModel(config).save_pretrained(folder / "bert")
-    save_tokenizer(folder / "bert")
-    modules = [Transformer(str(folder / "bert"), max_seq_length=LIMIT), Pooling(16, pooling)]
-    modules += [Dense(16, 8)] if dense else []
-    prompts = {"prompts": {"note": prompt}, "default_prompt_name": "note"} if prompt else {}
-    SentenceTransformer(modules=[*modules, Normalize()], device="cpu", **prompts).save_pretrained(str(folder / "whole"))
-    return folder / "whole"
 
 
 @pytest.fixture(scope="session")
@@ -300,7 +282,7 @@ def test_the_embedded_encoder(open_on) -> None:
     assert torch.cosine_similarity(found, own).min() > 0.9999
     nearness = found @ found[0]
     assert nearness.argsort(descending=True).tolist() == [0, 1, 2, 3]
-    many = [f"Statement {i}: the city should build {i} more cycle lanes and plant trees along them." for i in range(607)]
+    many = [f"Statement {i}: the city should build {i} more cycle lanes, with trees along them." for i in range(607)]
     began = time.process_time()
     report = backbone.encode_items([Item(as_prompt("What?"), t) for t in many], progress=False).report
     assert report.computed == 607

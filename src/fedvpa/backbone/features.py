@@ -90,7 +90,7 @@ class ItemFeatures:
 
 
 class TextEncoder(ABC):
-    """What turns responses to prompts into features: one model (`Backbone`, `SentenceBackbone`) or several (`Backbones`).
+    """What turns responses to prompts into features: one model (`Backbone`, `SentenceBackbone`) or more (`Backbones`).
 
     A response's feature depends on its prompt and itself only: not on the other response of a pair, nor on the batch
     (up to rounding in the model's dtype). Equal texts are run once, and never again while the cache has them.
