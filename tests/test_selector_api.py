@@ -146,7 +146,7 @@ def test_another_language_model_is_refused(finished: Path, tmp_path: Path) -> No
     model["backbone"]["model"] = "another"
     model["config"]["output"]["cache"] = str(tmp_path / "gone")
     (run / "model.json").write_text(json.dumps(model))
-    with pytest.raises(UserError, match="the language model here differs"):
+    with pytest.raises(UserError, match="the backbone here differs"):
         Selector.from_pretrained(run).prefer(PROMPT, A, B)
 
 

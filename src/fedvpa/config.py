@@ -106,23 +106,40 @@ class DataConfig(Section):
 
 
 class BackboneConfig(Section):
-    model: str = Field(
+    model: str | tuple[str, ...] = Field(
         "smollm2-135m-instruct",
-        description="A causal LM: Hub id, local folder, or the embedded smollm2-135m-instruct.",
+        description="A causal LM or a sentence encoder (a folder or Hub id with modules.json, as the "
+        "sentence-transformers library writes it): Hub id, local folder, or one of the embedded smollm2-135m-instruct "
+        "(causal) and all-minilm-l6-v2 (sentences). A list: the features of each, one after another.",
     )
-    revision: str | None = Field(None, description="Hub revision (branch, tag or commit).")
+    revision: str | None = Field(None, description="Hub revision (branch, tag or commit) of a single model.")
     layer: int | float = Field(
         0.5,
-        description="Layer whose output is used: an index (1 is the first block's output), or a share of the depth.",
+        description="Causal LM: layer whose output is used: an index (1 is the first block's output), or a share of "
+        "the depth.",
     )
-    pooling: Literal["mean", "last"] = Field("mean", description="Pooling over the response's tokens.")
+    pooling: Literal["mean", "last"] = Field(
+        "mean", description="Causal LM: pooling over the response's tokens. A sentence encoder has its own."
+    )
+    text: Literal["response", "prompt+response"] = Field(
+        "response",
+        description="Sentence encoder: what it reads. response: the response alone; the prompt is the same on both "
+        "sides of a pair, and one that all items share carries no information. prompt+response: the prompt's turns "
+        "and the response, with a blank line between them.",
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="auto: bfloat16; float32 on a CPU without instructions for bfloat16."
+        "auto",
+        description="auto: bfloat16; float32 for a sentence encoder, and on a CPU without instructions for bfloat16.",
     )
-    max_tokens: int = Field(1024, ge=16, description="Longest prompt plus response; longer ones are cut from the left.")
+    max_tokens: int = Field(
+        1024,
+        ge=16,
+        description="Causal LM: longest prompt plus response; longer ones are cut from the left. A sentence encoder "
+        "keeps its own limit and cuts the end.",
+    )
     batch_tokens: int = Field(4096, ge=64, description="Tokens in one batch, padding included.")
     choice_logits: bool = Field(
-        False, description="Compute the base choice logits l0 (Eq. 2); about three times the cost."
+        False, description="Single causal LM: compute the base choice logits l0 (Eq. 2); about three times the cost."
     )
     train: Literal["frozen", "lora"] = Field(
         "frozen",
@@ -137,6 +154,39 @@ class BackboneConfig(Section):
         if (isinstance(v, float) and not 0 < v <= 1) or (isinstance(v, int) and v < 1):
             raise ValueError("a share of the depth in (0, 1], or a layer index from 1")
         return v
+
+    @field_validator("model")
+    @classmethod
+    def _model(cls, v: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(v, str):
+            return v
+        if not v or len(set(v)) < len(v):
+            raise ValueError("one model or more, each once")
+        return v[0] if len(v) == 1 else v
+
+    @model_validator(mode="after")
+    def _single(self) -> BackboneConfig:
+        if len(self.models) > 1 and self.revision is not None:
+            raise ValueError("backbone.revision needs a single backbone.model")
+        if len(self.models) > 1 and self.choice_logits:
+            raise ValueError("backbone.choice_logits needs a single backbone.model, a causal LM")
+        return self
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models, whether there is one or a list of them."""
+        return (self.model,) if isinstance(self.model, str) else self.model
+
+    @property
+    def single_model(self) -> str:
+        """The only model, for what needs one.
+
+        Raises:
+            UserError: there are several.
+        """
+        if not isinstance(self.model, str):
+            raise UserError("a single model is needed, not a list", "name one", field="backbone.model")
+        return self.model
 
 
 class LoRAConfig(Section):
@@ -479,6 +529,8 @@ class ExperimentConfig(Section):
                 "defence.update_outlier must be 0 with privacy.clip: whom a median leaves out depends on everybody's "
                 "unprotected change, which the account does not cover"
             )
+        if self.trains_language_model and len(self.backbone.models) > 1:
+            raise ValueError(f"method {m.name} trains the language model and needs a single backbone.model")
         if f.sampled_clients > f.clients:
             raise ValueError(
                 f"federation.sampled_clients ({f.sampled_clients}) exceeds federation.clients ({f.clients})"

@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 import fedvpa
-from fedvpa.backbone.encode import Backbone
+from fedvpa.backbone.backbones import open_backbone
+from fedvpa.backbone.features import TextEncoder
 from fedvpa.backbone.models import cache_dir
 from fedvpa.backbone.store import OpenStore, Store
 from fedvpa.config import ExperimentConfig
@@ -51,7 +52,7 @@ class SelectorInfo(BaseModel):
         format: version of the two files; version: of the package that wrote them.
         method: what trained it; config: the whole configuration of the run.
         features: D; clusters: M; groups: names of the true groups, where the data has them.
-        backbone: identity of the features (`Backbone.identity`); others would be meaningless to this selector.
+        backbone: identity of the features (`TextEncoder.identity`); others would be meaningless to this selector.
         default_inference: per context size the inference that validation users chose.
         model_hash: sha256 of ``model.safetensors``; a user belongs to one model.
     """
@@ -320,24 +321,24 @@ class Selector(
         return self.method.predictor(server, pool)
 
     @cached_property
-    def backbone(self) -> Backbone:
-        """The frozen language model.
+    def backbone(self) -> TextEncoder:
+        """The frozen models that make features.
 
         Raises:
             UserError: it is not there, or it is not the one that the selector was trained with.
         """
         return self.open_backbone()
 
-    def open_backbone(self, open_store: OpenStore = Store) -> Backbone:
+    def open_backbone(self, open_store: OpenStore = Store) -> TextEncoder:
         """`backbone`, with another place for its vectors (``selector.backbone = selector.open_backbone(...)``)."""
         config = self.info.config
         if config.output.cache and not Path(config.output.cache).expanduser().is_dir():
             config = config.model_copy(update={"output": config.output.model_copy(update={"cache": None})})
-        backbone = Backbone(config.backbone, cache_dir(config), open_store=open_store)
+        backbone = open_backbone(config.backbone, cache_dir(config), open_store=open_store)
         differing = [k for k, v in backbone.identity.items() if self.info.backbone.get(k) != v]
         if differing:
             raise UserError(
-                f"the language model here differs from the one that the selector was trained with ({differing[0]})",
+                f"the backbone here differs from the one that the selector was trained with ({differing[0]})",
                 "put the original back, or train again",
                 field="backbone.model",
             )

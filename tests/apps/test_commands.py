@@ -167,12 +167,14 @@ def test_doctor_without_the_embedded_model(cli: Cli, tmp_path: Path, monkeypatch
         raise UserError("not installed", "install it")
 
     monkeypatch.setattr(doctor, "embedded_wheel", absent)
+    monkeypatch.setattr(doctor, "encoder_wheel", absent)
     monkeypatch.setattr(doctor.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("FEDVPA_CACHE", str(tmp_path / "none"))
     done = cli("doctor", "--json", tmp_path / "d.json")
     assert done.code == 1
     found = {f["name"]: f for f in json.loads((tmp_path / "d.json").read_text())}
     assert found["embedded model"]["state"] == "missing"
+    assert (found["sentence encoder"]["state"], found["sentence encoder"]["remedy"]) == ("note", "install it")
     assert "HF_HUB_OFFLINE" in found["Hub"]["found"]
     assert "made at the first use" in found["cache"]["found"]
 

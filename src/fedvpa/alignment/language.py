@@ -17,6 +17,7 @@ from fedvpa.alignment.config import ConditioningConfig, PolicyConfig
 from fedvpa.alignment.sampling import Sampling, sample
 from fedvpa.backbone.models import choose_device, load, resolve
 from fedvpa.backbone.tokens import Renderer
+from fedvpa.config import BackboneConfig
 from fedvpa.errors import UserError
 from fedvpa.preferences.schema import Prompt
 
@@ -154,3 +155,14 @@ class LanguageModel:
 def digest(*parts: Any) -> str:
     """sha256 of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+
+
+def writer_of(backbone: BackboneConfig) -> str:
+    """The model that writes where no policy is named: the selector's own backbone.
+
+    Raises:
+        UserError: the selector has several; a sentence encoder is refused later, by `backbone.models.resolve`.
+    """
+    if len(backbone.models) > 1:
+        raise UserError("the selector has several backbones", "name the causal LM that writes", field="policy.model")
+    return backbone.single_model

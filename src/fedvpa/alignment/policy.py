@@ -26,7 +26,7 @@ import fedvpa
 from fedvpa.alignment.candidates import Request, uniforms
 from fedvpa.alignment.config import PolicyConfig
 from fedvpa.alignment.labelling import point_of
-from fedvpa.alignment.language import Conditioned, LanguageModel, Response
+from fedvpa.alignment.language import Conditioned, LanguageModel, Response, writer_of
 from fedvpa.alignment.sampling import Sampling
 from fedvpa.backbone.models import cache_dir
 from fedvpa.errors import UserError
@@ -189,7 +189,7 @@ class PersonalizedPolicy:
         """
         selector = Selector.from_pretrained(run)
         backbone = selector.info.config.backbone
-        base = PolicyConfig(model=backbone.model, revision=backbone.revision, dtype=backbone.dtype, device=device)
+        base = PolicyConfig(model=writer_of(backbone), revision=backbone.revision, dtype=backbone.dtype, device=device)
         model = LanguageModel.load(base, cache_dir(selector.info.config))
         how = Sampling()
         info = PolicyInfo(

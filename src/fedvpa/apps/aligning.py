@@ -26,7 +26,7 @@ from fedvpa.alignment.config import AlignmentConfig
 from fedvpa.alignment.dpo import Trained, train
 from fedvpa.alignment.judging import Judging
 from fedvpa.alignment.labelling import FEW, Labels, Latent, Preference, label, labelling_latents
-from fedvpa.alignment.language import Conditioned, LanguageModel, Response
+from fedvpa.alignment.language import Conditioned, LanguageModel, Response, writer_of
 from fedvpa.alignment.policy import INFO, PersonalizedPolicy, save_policy
 from fedvpa.alignment.prompts import Prompts, public_prompts
 from fedvpa.apps import runs
@@ -62,7 +62,7 @@ def align(
     if not selectors[POLICY].method.latent:
         problem = f"{selectors[POLICY].info.method} has no latent to switch"
         raise UserError(problem, "give a run of a method with one, and this one as --baseline", file=run)
-    model = config.policy.model or selectors[POLICY].info.config.backbone.model
+    model = config.policy.model or writer_of(selectors[POLICY].info.config.backbone)
     revision = config.policy.revision if config.policy.model else selectors[POLICY].info.config.backbone.revision
     config = config.model_copy(
         update={"policy": config.policy.model_copy(update={"model": model, "revision": revision})}

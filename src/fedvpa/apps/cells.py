@@ -26,7 +26,8 @@ from threadpoolctl import threadpool_limits
 from fedvpa.apps.runs import environment
 from fedvpa.apps.stopping import Interrupted
 from fedvpa.apps.training import load, round_record
-from fedvpa.backbone.models import choose_device, choose_dtype
+from fedvpa.backbone.backbones import feature_dtypes
+from fedvpa.backbone.models import cache_dir, choose_device
 from fedvpa.config import ExperimentConfig, LoRAConfig, PrivacyConfig, parse_config
 from fedvpa.evaluation.compare import PairScores
 from fedvpa.evaluation.experiment import MethodRun, Prepared, run_method
@@ -56,6 +57,7 @@ _SINCE: dict[tuple[str, str], Any] = {
     ("defence", "posterior_outlier"): 0.0,
     ("data", "user_column"): "user_id",
     ("backbone", "train"): "frozen",
+    ("backbone", "text"): "response",
     **{("privacy", key): neutral for key, neutral in PrivacyConfig().model_dump(mode="json").items()},
     **{("lora", key): neutral for key, neutral in LoRAConfig().model_dump(mode="json").items()},
 }
@@ -224,7 +226,7 @@ def _write(
         "environment": {
             **environment(),
             "date": datetime.now(UTC).date().isoformat(),
-            "features": str(choose_dtype(prepared.config.backbone.dtype, device)).removeprefix("torch."),
+            "features": ", ".join(feature_dtypes(prepared.config.backbone, cache_dir(prepared.config), device)),
         },
         "pool": _digest(prepared.data.pairs),
         "pool_size": len(used),

@@ -311,10 +311,11 @@ def encode(config: Config, overrides: Overrides = None, as_json: Json = None) ->
 
     report = run(settings, load_preferences(settings)).report
     figures = {
-        "pairs": report.pairs,
+        "pairs": report.count,
         "computed now": report.computed,
         "from the cache": report.cached,
         "cut from the left": report.truncated,
+        "cut at the end": report.shortened,
         "damaged, computed again": report.corrupted,
         "tokens": report.tokens,
         "seconds": round(report.seconds, 2),

@@ -13,7 +13,7 @@ import fedvpa
 from fedvpa.apps import runs
 from fedvpa.apps.runs import RunFolder
 from fedvpa.apps.training import check_resumable, recorded
-from fedvpa.backbone.encode import Backbone
+from fedvpa.backbone.backbones import open_backbone
 from fedvpa.backbone.models import cache_dir
 from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
@@ -68,7 +68,7 @@ def _selector(
 ) -> Selector:
     """The default inference is the one that predicts the clients' held-out pairs best."""
     best = max(accuracy, key=lambda how: accuracy[how]) if accuracy else ("mixture" if method.latent else "none")
-    backbone = Backbone(config.backbone, cache_dir(config), config.federation.device)
+    backbone = open_backbone(config.backbone, cache_dir(config), config.federation.device)
     sizes = config.evaluation.context_sizes if method.latent else (0,)
     info = SelectorInfo(
         format=FORMAT,

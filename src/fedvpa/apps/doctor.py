@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 
 import fedvpa
-from fedvpa.backbone.models import EMBEDDED, cache_dir, embedded_wheel
+from fedvpa.backbone.models import EMBEDDED, EMBEDDED_ENCODER, cache_dir, embedded_wheel, encoder_wheel
 from fedvpa.config import parse_config
 from fedvpa.errors import UserError
 from fedvpa.preferences.hh_files import HUB_ID, find_source
@@ -40,12 +40,25 @@ class Finding(NamedTuple):
 def examine() -> list[Finding]:
     """Everything that `fedvpa doctor` prints. Changes nothing, and downloads nothing."""
     cache = cache_dir(parse_config({}))
-    return [*_versions(), _device(), _embedded(cache), _cache(cache), _disk(cache), _hh_rlhf(), _hub(), *_extras()]
+    return [
+        *_versions(),
+        _device(),
+        _embedded(cache),
+        _encoder(),
+        _cache(cache),
+        _disk(cache),
+        _hh_rlhf(),
+        _hub(),
+        *_extras(),
+    ]
 
 
 def _versions() -> Iterator[Finding]:
     yield Finding("fedvpa", "ok", f"{fedvpa.__version__}, Python {platform.python_version()}")
-    found = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "huggingface-hub")}
+    found = {
+        name: importlib.metadata.version(name)
+        for name in ("torch", "transformers", "sentence-transformers", "huggingface-hub")
+    }
     yield Finding("libraries", "ok", ", ".join(f"{k} {v}" for k, v in found.items()))
 
 
@@ -65,6 +78,14 @@ def _embedded(cache: Path) -> Finding:
     converted = any((cache / "models").glob(f"{EMBEDDED}-*/config.json"))
     state = "converted" if converted else "not converted yet (20 s, at the first use)"
     return Finding("embedded model", "ok", f"{EMBEDDED}, {state}")
+
+
+def _encoder() -> Finding:
+    try:
+        encoder_wheel()
+    except UserError as e:
+        return Finding("sentence encoder", "note", e.problem, e.remedy or "")
+    return Finding("sentence encoder", "ok", EMBEDDED_ENCODER)
 
 
 def _cache(cache: Path) -> Finding:

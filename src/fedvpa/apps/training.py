@@ -18,7 +18,7 @@ from fedvpa.apps.events import Events
 from fedvpa.apps.progress import RoundProgress
 from fedvpa.apps.runs import RunFolder
 from fedvpa.apps.stopping import StopSignals
-from fedvpa.backbone.encode import Backbone
+from fedvpa.backbone.backbones import open_backbone
 from fedvpa.backbone.models import cache_dir
 from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
@@ -211,7 +211,7 @@ def selector_of(config: ExperimentConfig, prepared: Prepared, measured: MethodRu
     """The selector that a trained method leaves behind."""
     assert measured.training is not None
     setup = prepared.setup(config)
-    backbone = Backbone(config.backbone, cache_dir(config), config.federation.device)
+    backbone = open_backbone(config.backbone, cache_dir(config), config.federation.device)
     info = SelectorInfo(
         format=FORMAT,
         version=fedvpa.__version__,

@@ -122,7 +122,7 @@ def adapted(config: ExperimentConfig) -> AdaptedLM:
     """The experiment's language model with places for an adapter; one in memory, however many clients there are.
 
     Raises:
-        UserError: as `models.resolve`, `models.load` and `AdaptedLM`.
+        UserError: as `models.resolve`, `models.load` and `AdaptedLM`; or several models are named.
     """
     return _adapted(config.backbone, config.lora, cache_dir(config), config.federation.device)
 
@@ -130,7 +130,7 @@ def adapted(config: ExperimentConfig) -> AdaptedLM:
 @lru_cache(maxsize=1)
 def _adapted(backbone: BackboneConfig, lora: LoRAConfig, cache: Path, device: str) -> AdaptedLM:
     where = choose_device(device)
-    model = resolve(backbone.model, backbone.revision, cache)
+    model = resolve(backbone.single_model, backbone.revision, cache)
     longest = min(lora.max_tokens, backbone.max_tokens, model.max_positions or backbone.max_tokens)
     lm = FrozenLM(model, backbone.dtype, where, {None}, longest)
     return AdaptedLM(lm, lora, longest, backbone.batch_tokens, base_identity(model, lm.dtype, longest), cache)

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +16,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgres
 from rich.text import Text as RichText
 from torch import Tensor
 
-from fedvpa.backbone.forward import FrozenLM
-from fedvpa.backbone.packing import Batch, make_batches, make_rows
+from fedvpa.backbone.packing import Batch, Row, make_batches, make_rows
 from fedvpa.backbone.store import Entry, Vectors
 from fedvpa.backbone.tokens import Text
 from fedvpa.preferences.schema import Prompt
@@ -35,10 +34,25 @@ class Item(NamedTuple):
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-class Extractor(Protocol):
-    """One kind of vector: features of one layer and pooling, choice logits, or log-probabilities.
+class Model(Protocol):
+    """What runs on batches: a `FrozenLM` or a `sentence.FrozenEncoder`.
 
-    ``layer`` is as for `FrozenLM`; ``load`` gets the layers of all that is computed in the pass.
+    ``packed``: whether texts of one prompt share a row; ``hidden``: per layer what the vectors are made of.
+    """
+
+    packed: bool
+
+    def collate(self, rows: Sequence[Row]) -> Batch: ...
+    def hidden(self, batch: Batch) -> Mapping[int | None, Tensor]: ...
+
+
+M = TypeVar("M")
+
+
+class Extractor(Protocol[M]):
+    """One kind of vector: features of one layer and pooling, sentence embeddings, choice logits, log-probabilities.
+
+    ``M`` is a `Model`. ``layer`` is as for `FrozenLM`; ``load`` gets the layers of all that is computed in the pass.
     """
 
     @property
@@ -49,15 +63,15 @@ class Extractor(Protocol):
     def identity(self) -> Mapping[str, Any]: ...
     @property
     def layer(self) -> int | None: ...
-    def load(self, layers: frozenset[int | None]) -> FrozenLM: ...
-    def texts(self, lm: FrozenLM, items: Sequence[Item]) -> list[Text]: ...
-    def vectors(self, lm: FrozenLM, hidden: Tensor, batch: Batch) -> Tensor: ...
+    def load(self, layers: frozenset[int | None]) -> M: ...
+    def texts(self, lm: M, items: Sequence[Item]) -> list[Text]: ...
+    def vectors(self, lm: M, hidden: Tensor, batch: Batch) -> Tensor: ...
 
 
 class View(NamedTuple):
     """One kind of vector and the store that keeps it."""
 
-    extractor: Extractor
+    extractor: Extractor[Any]
     store: Vectors
 
 
@@ -68,7 +82,7 @@ class Extraction:
     Attributes:
         vectors: (items, dim) float32.
         computed: (items,) bool, False where the stores had it.
-        cut: (items,) int64, tokens cut from each text.
+        cut: (items,) int64, tokens cut from each text; ends: whether at its end, else on its left.
         corrupted: damaged rows of the stores that were computed again.
         tokens: run through the model now, without padding.
         seconds: wall clock, loading included.
@@ -82,6 +96,7 @@ class Extraction:
     tokens: int
     seconds: float
     packed: bool | None
+    ends: bool = False
 
 
 def extract(

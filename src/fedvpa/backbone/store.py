@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from rich.console import Console
 
-from fedvpa.backbone.models import writable
+from fedvpa.backbone.files import writable
 from fedvpa.errors import UserError
 
 _SCHEMA = """

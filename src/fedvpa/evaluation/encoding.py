@@ -7,7 +7,8 @@ from contextlib import ExitStack, closing
 from typing import TypeVar
 
 from fedvpa.backbone.adapters import adapted
-from fedvpa.backbone.encode import Backbone, Features
+from fedvpa.backbone.backbones import open_backbone
+from fedvpa.backbone.features import Features, TextEncoder
 from fedvpa.backbone.models import cache_dir
 from fedvpa.backbone.pairs import PairTexts, pair_texts
 from fedvpa.config import ExperimentConfig
@@ -28,7 +29,7 @@ def warm(configs: Mapping[K, ExperimentConfig], data: FederatedPreferences) -> d
     """Caches the features of all pairs for several configurations, in one pass of the model.
 
     Args:
-        configs: configurations whose backbones differ in layer and pooling only.
+        configs: configurations whose backbones differ in layer and pooling of causal LMs only.
 
     Returns:
         What is wrong with those that cannot be had (no such layer); the others are cached.
@@ -49,8 +50,8 @@ def warm(configs: Mapping[K, ExperimentConfig], data: FederatedPreferences) -> d
     return failed
 
 
-def _open(config: ExperimentConfig) -> Backbone:
-    return Backbone(config.backbone, cache_dir(config), config.federation.device)
+def _open(config: ExperimentConfig) -> TextEncoder:
+    return open_backbone(config.backbone, cache_dir(config), config.federation.device)
 
 
 def tokenize(config: ExperimentConfig, data: FederatedPreferences) -> PairTexts | None:

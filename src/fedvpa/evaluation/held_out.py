@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedvpa.backbone.encode import Backbone
+from fedvpa.backbone.features import TextEncoder
 from fedvpa.errors import UserError
 from fedvpa.federation.moments import Standardizer, client_moments, combine
 from fedvpa.methods.base import Pool
@@ -36,7 +36,7 @@ class LinearReward:
         accuracy: share of the choice's pairs that it orders rightly; slightly high, as it is the best of a few decays.
     """
 
-    backbone: Backbone
+    backbone: TextEncoder
     standardizer: Standardizer
     w: Tensor
     trained_on: frozenset[str]
@@ -48,7 +48,7 @@ class LinearReward:
 
 
 def fit_held_out(
-    backbone: Backbone,
+    backbone: TextEncoder,
     data: FederatedPreferences,
     group: str,
     exclude: Collection[str],

@@ -243,14 +243,14 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     async def model() -> Any:
         """What is served, and the limits of a request."""
         info, s = service.selector.info, service.settings
-        name = info.config.backbone.model  # a folder's place is nobody's business
+        names = info.config.backbone.models  # a folder's place is nobody's business
         return JSONResponse(
             {
                 "method": info.method,
                 "model_hash": service.hash,
                 "latent_dim": service.users.dim,
                 "prototypes": len(service.users.prototypes),
-                "backbone": name.rsplit("/", 1)[-1] if name.startswith(("/", ".", "~")) else name,
+                "backbone": ", ".join(n.rsplit("/", 1)[-1] if n.startswith(("/", ".", "~")) else n for n in names),
                 "max_items": s.max_items,
                 "max_responses": s.max_responses,
                 "max_chars": s.max_chars,

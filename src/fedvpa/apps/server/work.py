@@ -83,23 +83,24 @@ class Scorer:
         self.selector, self.chunk_chars = selector, chunk_chars
         self.threads = threads or torch.get_num_threads()
         self.stores: list[MemoryStore] = []
+        self.models = len(selector.info.config.backbone.models)
 
         def open_store(_folder: Any, _identity: Mapping[str, Any], dim: int) -> MemoryStore:
-            self.stores.append(MemoryStore(dim, memory))
+            self.stores.append(MemoryStore(dim, memory // self.models))
             return self.stores[-1]
 
         selector.backbone = selector.open_backbone(open_store)
 
     def warm(self) -> None:
-        """Loads the language model."""
+        """Loads the backbone's models."""
         with self._all_threads():
             self.selector.backbone.encode_texts([()], ["x"])
 
     def cost(self, work: Work) -> int:
         """Characters of the work's texts that are not encoded yet."""
-        known = self.stores[0] if self.stores else ()
+        stores = self.stores[: self.models]  # one per model, then that of the choice logits
         new = {Item(prompt, (r,)).key: _chars(prompt, r) for prompt, r in work.texts}
-        return sum(chars for key, chars in new.items() if key not in known)
+        return sum(chars for key, chars in new.items() if not stores or any(key not in known for known in stores))
 
     def __call__(self, works: Sequence[Work], wanted: Callable[[], bool] = lambda: True) -> list[Any]:
         """One result per work: probabilities, rewards, or a `User`.

@@ -1,0 +1,187 @@
+"""Features of texts and of pairs, how they came about, and what everything that makes them can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fedvpa.backbone.extract import Extraction, Item
+from fedvpa.preferences import schema
+from fedvpa.preferences.schema import Pair, Prompt
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """What an encoding took.
+
+    Attributes:
+        count: pairs (or texts, see ``unit``) that were asked for.
+        computed: of these, those for which a model had to run.
+        cached: those that the stores had.
+        truncated: those of which a text was longer than ``max_tokens`` and lost tokens on its left.
+        corrupted: rows of the stores that were damaged and computed again.
+        tokens: run through the models, without padding.
+        seconds: wall clock, loading the models included.
+        packed: False if the responses of a pair could not share their prompt exactly; None if nothing was computed,
+            or by sentence encoders only.
+        shortened: those of which a text was longer than a sentence encoder reads and lost its end.
+        unit: what is counted.
+    """
+
+    count: int
+    computed: int
+    cached: int
+    truncated: int
+    corrupted: int
+    tokens: int
+    seconds: float
+    packed: bool | None
+    shortened: int = 0
+    unit: Literal["pairs", "texts"] = "pairs"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences that a user should see."""
+        notes = []
+        if self.truncated:
+            notes.append(f"{self.truncated} of {self.count} {self.unit} were cut from the left (backbone.max_tokens).")
+        if self.shortened:
+            notes.append(f"{self.shortened} of {self.count} {self.unit} lost their end: the encoder reads no more.")
+        if self.corrupted:
+            notes.append(f"{self.corrupted} damaged cache entries were computed again.")
+        if self.packed is False:
+            notes.append("This model cannot share a prompt between two responses exactly; each was encoded on its own.")
+        return tuple(notes)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of n pairs.
+
+    Attributes:
+        a: (n, D) float32, h(x, a).
+        b: (n, D) float32, h(x, b).
+        base_logit: (n,) float32, l0(x, a, b), or None where ``choice_logits`` is off.
+        report: how they came about.
+    """
+
+    a: Tensor
+    b: Tensor
+    base_logit: Tensor | None
+    report: EncodeReport
+
+
+@dataclass(frozen=True)
+class ItemFeatures:
+    """Features of n single responses.
+
+    Attributes:
+        x: (n, D) float32, h(x, r).
+        report: how they came about.
+    """
+
+    x: Tensor
+    report: EncodeReport
+
+
+class TextEncoder(ABC):
+    """What turns responses to prompts into features: one model (`Backbone`, `SentenceBackbone`) or more (`Backbones`).
+
+    A response's feature depends on its prompt and itself only: not on the other response of a pair, nor on the batch
+    (up to rounding in the model's dtype). Equal texts are run once, and never again while the cache has them.
+    """
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """D, the length of a feature."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """All that the features depend on besides the text."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Closes the cache files."""
+
+    @abstractmethod
+    def parts(self, items: Sequence[Item], progress: bool, beside: Sequence[TextEncoder] = ()) -> list[Extraction]:
+        """Vectors of each model; side by side they are the features. ``beside``: as for `encode_pairs`."""
+
+    def encode_pairs(
+        self, pairs: Sequence[Pair], progress: bool = True, beside: Sequence[TextEncoder] = ()
+    ) -> Features:
+        """Features (and, if configured, base choice logits) of pairs.
+
+        Args:
+            pairs: n pairs.
+            progress: show a progress bar, where stderr is a terminal.
+            beside: encoders that differ from this one in layer and pooling of causal LMs only; the features that their
+                caches lack are computed and cached in the same pass of the model.
+        """
+        items = [Item(p.prompt, (r,)) for p in pairs for r in (p.a, p.b)]
+        parts = self.parts(items, progress, beside)
+        x = _side_by_side(parts).view(len(pairs), 2, self.dim)
+        choice = self._base_logits(pairs, progress)
+        base_logit, others = (None, []) if choice is None else (choice[0], [choice[1]])
+        report = _report(len(pairs), "pairs", parts, others)
+        return Features(x[:, 0].contiguous(), x[:, 1].contiguous(), base_logit, report)
+
+    def encode_items(self, items: Sequence[schema.Item], progress: bool = True) -> ItemFeatures:
+        """Features of single responses, each distinct one run once.
+
+        Args:
+            items: n responses with their prompts; progress: as for `encode_pairs`.
+        """
+        parts = self.parts([Item(i.prompt, (i.text,)) for i in items], progress)
+        return ItemFeatures(_side_by_side(parts), _report(len(items), "texts", parts))
+
+    def encode_responses(self, prompt: Prompt, responses: Sequence[str]) -> Tensor:
+        """h(x, r) of any number of responses to one prompt, (n, D) float32."""
+        return self.encode_texts([prompt] * len(responses), responses)
+
+    def encode_texts(self, prompts: Sequence[Prompt], responses: Sequence[str], progress: bool = False) -> Tensor:
+        """h(x, r) of the i-th response to the i-th prompt, (n, D) float32; equal prompts are run once."""
+        items = [schema.Item(prompt, r) for prompt, r in zip(prompts, responses, strict=True)]
+        return self.encode_items(items, progress).x
+
+    def _base_logits(self, pairs: Sequence[Pair], progress: bool) -> tuple[Tensor, Extraction] | None:
+        """Base choice logits (n,) and how they came about, where they are wanted."""
+        return None
+
+
+def _side_by_side(parts: Sequence[Extraction]) -> Tensor:
+    return parts[0].vectors if len(parts) == 1 else torch.cat([p.vectors for p in parts], 1)
+
+
+def _report(
+    count: int, unit: Literal["pairs", "texts"], parts: Sequence[Extraction], others: Sequence[Extraction] = ()
+) -> EncodeReport:
+    """Sums up extractions of as many items per pair (or text) each; what was cut is counted in ``parts`` only."""
+    every = [*parts, *others]
+    computed = _any([p.computed for p in every], count)
+    packed = [p.packed for p in every if p.packed is not None]
+    return EncodeReport(
+        count=count,
+        computed=computed,
+        cached=count - computed,
+        truncated=_any([p.cut > 0 for p in parts if not p.ends], count),
+        corrupted=sum(p.corrupted for p in every),
+        tokens=sum(p.tokens for p in every),
+        seconds=sum(p.seconds for p in every),
+        packed=all(packed) if packed else None,
+        shortened=_any([p.cut > 0 for p in parts if p.ends], count),
+        unit=unit,
+    )
+
+
+def _any(masks: Sequence[Tensor], count: int) -> int:
+    """How many of ``count`` pairs or texts have a True in any of the masks (items,), equally many items each."""
+    none = torch.zeros(count, 1, dtype=torch.bool)
+    return int(torch.cat([none, *(m.view(count, len(m) // max(count, 1)) for m in masks)], 1).any(1).sum())
