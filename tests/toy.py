@@ -86,7 +86,7 @@ def preferences(
         group_labels=labels if known else labels[:0],
         clients={p: tuple(client(p, i) for i in range(n)) for p, n in sizes.items()},
     )
-    return data, Features(a, b, None, EncodeReport(total, total, 0, 0, 0, 0, 0.0, None))
+    return data, Features.of_pairs(a, b, None, EncodeReport(total, total, 0, 0, 0, 0, 0.0, None))
 
 
 def world(config: ExperimentConfig, **options: Any) -> Prepared:
@@ -95,7 +95,7 @@ def world(config: ExperimentConfig, **options: Any) -> Prepared:
     if config.data.order == "chosen-first":
         data = chosen_first(data)
         a, b = torch.cat([features.a, features.b]), torch.cat([features.b, features.a])
-        features = Features(a, b, None, features.report)
+        features = Features.of_pairs(a, b, None, features.report)
     return prepare(config, data, features)
 
 

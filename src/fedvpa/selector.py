@@ -349,9 +349,9 @@ class Selector(
             empty = torch.zeros(0, 2, self.info.features, dtype=self.dtype)
             return self.predictor(Pool.of_pairs(empty))
         features = self.backbone.encode_pairs(pairs, progress=len(pairs) > 50)
-        x = self.parameters.standardizer(torch.stack([features.a, features.b], 1)).to(self.dtype)
+        x = self.parameters.standardizer(features.items).to(self.dtype)
         base = None if features.base_logit is None else features.base_logit.to(self.dtype)
-        return self.predictor(Pool.of_pairs(x, base))
+        return self.predictor(Pool(x, features.pairs, base))
 
     # Files, in the Hub's conventions -------------------------------------------------------------------------------
 

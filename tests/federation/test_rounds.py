@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from dataclasses import replace
 from typing import Any
 
@@ -243,7 +245,7 @@ def test_base_choice_logits_are_trained_on_and_summed_up_in_alpha() -> None:
     config = settings(federation__learning_rate=0.01)
     data, features = preferences(config, groups=1)
     useful = data.group_labels[0].float() * 2
-    features = type(features)(features.a, features.b, useful, features.report)
+    features = dataclasses.replace(features, base_logit=useful)
     prepared = prepare(config, data, features)
     for name in ("fedvpa-gp", "fedbt"):
         state = rounds.train(method_of(prepared, name), config, prepared.clients)

@@ -139,7 +139,7 @@ def test_what_a_round_costs() -> None:
 
 def vote(*heads: float) -> torch.Tensor:
     """p of one pair whose responses differ, under selectors with these heads."""
-    pool = Pool(torch.tensor([[[1.0, 0.5], [-1.0, 0.5]]]), None)
+    pool = Pool.of_pairs(torch.tensor([[[1.0, 0.5], [-1.0, 0.5]]]))
     theta = init_theta(Sizes(2, 3, 0, 0), generator(0))
     side = 1 if CommonPredictor({**theta, "selector.common": torch.ones(3)}, pool).p > 0.5 else -1
     return VotePredictor([{**theta, "selector.common": torch.full((3,), side * h)} for h in heads], pool).p[0]

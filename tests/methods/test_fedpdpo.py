@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import math
 from typing import Any
 
@@ -121,7 +123,7 @@ def test_base_choice_logits_serve_whom_nothing_is_known_of() -> None:
     data, features = preferences(config, groups=1)
     useful = data.group_labels[0].float() * 2
     found = run_method(
-        prepare(config, data, type(features)(features.a, features.b, useful, features.report)), "fedpdpo"
+        prepare(config, data, dataclasses.replace(features, base_logit=useful)), "fedpdpo"
     )
     assert found.training.server.theta["selector.alpha"] > 0
     assert rows_of(found, population="unseen", context_size=0)[0]["accuracy"] > 0.95

@@ -78,11 +78,11 @@ def test_linear_bradley_terry_separates_and_is_antisymmetric() -> None:
     x = torch.randn(40, 2, 3, generator=torch.Generator().manual_seed(0))
     y = torch.where(x[:, 0, 0] > x[:, 1, 0], 1, -1)
     data = Labelled(torch.arange(40), y)
-    w = linear_bradley_terry(Pool(x, None), data, 1.0)
-    assert accuracy(linear_scores(Pool(x, None), w), data) > 0.95
-    swapped = linear_bradley_terry(Pool(x.flip(1), None), data._replace(y=-y), 1.0)
+    w = linear_bradley_terry(Pool.of_pairs(x), data, 1.0)
+    assert accuracy(linear_scores(Pool.of_pairs(x), w), data) > 0.95
+    swapped = linear_bradley_terry(Pool.of_pairs(x.flip(1)), data._replace(y=-y), 1.0)
     torch.testing.assert_close(swapped, w)
-    one_sided = linear_bradley_terry(Pool(x, None), Labelled(torch.arange(40)[y > 0], y[y > 0]), 1.0)
+    one_sided = linear_bradley_terry(Pool.of_pairs(x), Labelled(torch.arange(40)[y > 0], y[y > 0]), 1.0)
     assert one_sided[0] > 0
 
 

@@ -57,10 +57,9 @@ def evaluate(selector: Selector, config: ExperimentConfig, own: ExperimentConfig
         populations = {"unseen": tuple(c for clients in populations.values() for c in clients)}
     if not any(len(c.test) for clients in populations.values() for c in clients):
         raise UserError("no user has a pair for a query", "give each user pairs on several prompts", field="data")
-    raw = torch.stack([features.a, features.b], 1)
     standardizer = selector.parameters.standardizer
     base = None if features.base_logit is None else features.base_logit.to(selector.dtype)
-    pool = Pool.of_pairs(standardizer(raw).to(selector.dtype), base)
+    pool = Pool(standardizer(features.items).to(selector.dtype), features.pairs, base)
     with_queries = {p: tuple(c for c in clients if len(c.test)) for p, clients in populations.items()}
     with_queries["switching"] = data.switching
     panels = {p: make_panel(data, c, config.seed, selector.dtype) for p, c in with_queries.items() if c}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedvpa.backbone.extract import Extraction, Item
 from fedvpa.preferences import schema
-from fedvpa.preferences.schema import Pair, Prompt
+from fedvpa.preferences.schema import Client, Pair, Prompt
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,41 @@ class EncodeReport:
 
 @dataclass(frozen=True)
 class Features:
-    """Features of n pairs.
+    """Features of n pairs, and of items that nobody compares.
 
     Attributes:
-        a: (n, D) float32, h(x, a).
-        b: (n, D) float32, h(x, b).
+        items: (items, D) float32, h(x, r) of each distinct response to a prompt.
+        pairs: (n, 2) int64 rows of `items`, of a and of b.
         base_logit: (n,) float32, l0(x, a, b), or None where ``choice_logits`` is off.
         report: how they came about.
     """
 
-    a: Tensor
-    b: Tensor
+    items: Tensor
+    pairs: Tensor
     base_logit: Tensor | None
     report: EncodeReport
+
+    @staticmethod
+    def of_pairs(a: Tensor, b: Tensor, base_logit: Tensor | None, report: EncodeReport) -> Features:
+        """Pairs whose items nobody shares. a, b: (n, D)"""
+        return Features(torch.cat([a, b]), torch.arange(2 * len(a)).view(2, -1).T, base_logit, report)
+
+    def of_client(self, client: Client) -> Tensor:
+        """(responses, D) of what a client trains on: each of its pairs' two responses, or of its votes and ratings."""
+        if client.judgements is None:
+            return self.items[self.pairs[client.train.index]].flatten(0, 1)
+        items = torch.cat([client.judgements.first, client.judgements.second])
+        return self.items[items[items >= 0]]
+
+    @property
+    def a(self) -> Tensor:
+        """(n, D), h(x, a)"""
+        return self.items[self.pairs[:, 0]]
+
+    @property
+    def b(self) -> Tensor:
+        """(n, D), h(x, b)"""
+        return self.items[self.pairs[:, 1]]
 
 
 @dataclass(frozen=True)
@@ -115,7 +137,11 @@ class TextEncoder(ABC):
         """Vectors of each model; side by side they are the features. ``beside``: as for `encode_pairs`."""
 
     def encode_pairs(
-        self, pairs: Sequence[Pair], progress: bool = True, beside: Sequence[TextEncoder] = ()
+        self,
+        pairs: Sequence[Pair],
+        progress: bool = True,
+        beside: Sequence[TextEncoder] = (),
+        others: Sequence[schema.Item] = (),
     ) -> Features:
         """Features (and, if configured, base choice logits) of pairs.
 
@@ -124,14 +150,17 @@ class TextEncoder(ABC):
             progress: show a progress bar, where stderr is a terminal.
             beside: encoders that differ from this one in layer and pooling of causal LMs only; the features that their
                 caches lack are computed and cached in the same pass of the model.
+            others: items that come first among the features, whether or not a pair has them.
         """
-        items = [Item(p.prompt, (r,)) for p in pairs for r in (p.a, p.b)]
-        parts = self.parts(items, progress, beside)
-        x = _side_by_side(parts).view(len(pairs), 2, self.dim)
+        items, rows = schema.item_rows(pairs, others)
+        parts = self.parts([Item(i.prompt, (i.text,)) for i in items], progress, beside)
         choice = self._base_logits(pairs, progress)
-        base_logit, others = (None, []) if choice is None else (choice[0], [choice[1]])
-        report = _report(len(pairs), "pairs", parts, others)
-        return Features(x[:, 0].contiguous(), x[:, 1].contiguous(), base_logit, report)
+        base_logit, further = (None, []) if choice is None else (choice[0], [choice[1]])
+        if others:
+            report = _report(len(items), "texts", parts)
+        else:
+            report = _report(len(pairs), "pairs", [_of_pairs(part, rows) for part in parts], further)
+        return Features(_side_by_side(parts), rows, base_logit, report)
 
     def encode_items(self, items: Sequence[schema.Item], progress: bool = True) -> ItemFeatures:
         """Features of single responses, each distinct one run once.
@@ -158,6 +187,12 @@ class TextEncoder(ABC):
 
 def _side_by_side(parts: Sequence[Extraction]) -> Tensor:
     return parts[0].vectors if len(parts) == 1 else torch.cat([p.vectors for p in parts], 1)
+
+
+def _of_pairs(part: Extraction, rows: Tensor) -> Extraction:
+    """What happened to each pair's two items, in the place of what happened to each item. rows: (pairs, 2)"""
+    at = rows.flatten()
+    return replace(part, computed=part.computed[at], cut=part.cut[at])
 
 
 def _report(

@@ -20,9 +20,9 @@ K = TypeVar("K")
 
 
 def encode(config: ExperimentConfig, data: FederatedPreferences, progress: bool = True) -> Features:
-    """Features of all pairs, from the cache where they are there."""
+    """Features of all items and pairs, from the cache where they are there."""
     with closing(_open(config)) as backbone:
-        return backbone.encode_pairs(data.pairs, progress)
+        return backbone.encode_pairs(data.pairs, progress, others=data.items)
 
 
 def warm(configs: Mapping[K, ExperimentConfig], data: FederatedPreferences) -> dict[K, UserError]:

@@ -103,11 +103,10 @@ def prepare(
     data = load_preferences(config) if data is None else data
     features = encode(config, data) if features is None else features
     dtype = torch_dtype(config)
-    raw = torch.stack([features.a, features.b], 1)
-    messages = [privacy.moments_of(raw[c.train.index].flatten(0, 1), config) for c in data.clients["seen"]]
+    messages = [privacy.moments_of(features.of_client(c), config) for c in data.clients["seen"]]
     standardizer = privacy.standardizer_of(messages, config)
     base = None if features.base_logit is None else features.base_logit.to(dtype)
-    pool = Pool(standardizer(raw).to(dtype), base)
+    pool = Pool(standardizer(features.items).to(dtype), features.pairs, base)
     populations: dict[str, tuple[Client, ...]] = {**data.clients, "switching": data.switching}
     panels = {name: make_panel(data, clients, config.seed, dtype) for name, clients in populations.items() if clients}
     choosing = tuple(

@@ -80,7 +80,7 @@ def fit_held_out(
         problem = f"only {len(drawn)} prompts are left that the selector has not seen"
         raise UserError(problem, "train the selector on fewer pairs, or give more data", field="exclude")
     features = backbone.encode_pairs([data.pairs[i] for i in rows.tolist()])
-    x = torch.stack([features.a, features.b], 1)
+    x = features.items[features.pairs]
     chooses = torch.tensor([keys[i] in set(drawn[::_HELD]) for i in rows.tolist()])
     standardizer = combine([client_moments(x[~chooses].flatten(0, 1))])
     pool, y = Pool.of_pairs(standardizer(x).double()), labels[rows].double()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -72,14 +72,14 @@ class Node:
     @property
     def dim(self) -> int:
         """D, the length of a feature."""
-        return self.features.a.shape[-1]
+        return self.features.items.shape[-1]
 
     def client(self, name: str) -> Client | None:
         return dict(zip(self.names, self.clients, strict=True)).get(name)
 
     def moments(self) -> list[Moments]:
         """Per user the message of round 0."""
-        return [moments_of(self._raw(c.train.index).flatten(0, 1), self.config) for c in self.clients]
+        return [moments_of(self.features.of_client(c), self.config) for c in self.clients]
 
     def method(self, kind: type, clients: int, clusters: int) -> Method:
         """The configured method, with the sizes that the server says."""
@@ -90,18 +90,15 @@ class Node:
         """The training pairs of some users (with their ids in the federation), and of nobody else."""
         rows = torch.cat([c.train.index for c in clients]).unique()
         moved = [
-            Client(c.client_id, None, LabelledPairs(torch.searchsorted(rows, c.train.index), c.train.y), c.test)
+            replace(c, group=None, train=LabelledPairs(torch.searchsorted(rows, c.train.index), c.train.y))
             for c in clients
         ]
         return ClientData(self.pool(standardizer, rows), moved, ids)
 
     def pool(self, standardizer: Standardizer, rows: Tensor | None = None) -> Pool:
-        """Standardised features of the pairs `rows`; None: of all."""
-        rows = torch.arange(len(self.features.a)) if rows is None else rows
+        """Standardised features of all items, and the pairs `rows` of them; None: all."""
+        rows = torch.arange(len(self.features.pairs)) if rows is None else rows
         dtype, base = torch_dtype(self.config), self.features.base_logit
         texts = None if self.texts is None else self.texts.take(rows)
-        return Pool(standardizer(self._raw(rows)).to(dtype), None if base is None else base[rows].to(dtype), texts)
-
-    def _raw(self, rows: Tensor) -> Tensor:
-        """(rows, 2, D)"""
-        return torch.stack([self.features.a[rows], self.features.b[rows]], 1)
+        items = standardizer(self.features.items).to(dtype)
+        return Pool(items, self.features.pairs[rows], None if base is None else base[rows].to(dtype), texts)

@@ -118,9 +118,9 @@ def _unseen(config: ExperimentConfig) -> tuple[tuple[Pair, ...], tuple[str, ...]
 
 def _predictor(selector: Selector, pairs: Sequence[Pair]) -> LatentPredictor:
     features = selector.backbone.encode_pairs(pairs)
-    x = selector.parameters.standardizer(torch.stack([features.a, features.b], 1)).to(selector.dtype)
+    x = selector.parameters.standardizer(features.items).to(selector.dtype)
     base = None if features.base_logit is None else features.base_logit.to(selector.dtype)
-    predictor = selector.predictor(Pool.of_pairs(x, base))
+    predictor = selector.predictor(Pool(x, features.pairs, base))
     assert isinstance(predictor, LatentPredictor)
     return predictor
 
