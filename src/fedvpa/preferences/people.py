@@ -35,7 +35,6 @@ from fedvpa.preferences.splits import CODES, divide, people_roles, split_items, 
 
 MIN_JUDGEMENTS = 2
 MIN_CONTEXT_CHOICES = 2
-_EXTREMES = ("amin", "amax")
 CONTEXT_JUDGEMENTS = 64
 """A held-out person's context has up to so many judgements (or the largest evaluated size), and half as many pairs."""
 
@@ -52,6 +51,7 @@ class PeopleTable:
         groups: user to true group, where known (for evaluation only).
         counts: what was read, dropped and why.
         notes: sentences to show beside results, for instance a data set's attribution.
+        columns: which columns were taken for what, in one line.
     """
 
     items: tuple[Item, ...]
@@ -61,6 +61,7 @@ class PeopleTable:
     groups: Mapping[str, str] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    columns: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def federate_people(
         else:
             counts[why] += 1
     _check(drawn, evaluation.queries)
-    popular = popularity(joined([judged.own[user] for user in seen]), len(judged.items))
+    training = [judged.own[client.user] for client in drawn if client.population == "seen"]
+    popular = popularity(joined(training), len(judged.items))
     made = assemble(drawn, judged.items, table.groups, popular, evaluation.matched, scale)
     counts["pairs"] += len(made.pairs)
     return replace(made, counts=dict(counts), notes=table.notes)
@@ -152,8 +154,11 @@ def _judged(table: PeopleTable, counts: Counter[str]) -> _Judged:
     first, second = ends.amin(0), torch.where(choice, ends.amax(0), -1)
     code = ((table.user * 3 + j.kind) * len(items) + first) * (len(items) + 1) + second + 1
     codes, where = torch.unique(code, return_inverse=True)
-    least, most = (torch.zeros(len(codes)).scatter_reduce(0, where, value, r, include_self=False) for r in _EXTREMES)
-    agree = least == most
+    lowest, highest = (
+        torch.zeros(len(codes)).scatter_reduce(0, where, value, reduce, include_self=False)
+        for reduce in ("amin", "amax")
+    )
+    agree = lowest == highest
     rows = torch.zeros_like(codes).scatter_reduce(0, where, torch.arange(len(code)), "amin", include_self=False)
     counts["judgements"] += len(code)
     counts["repeated judgements"] += len(code) - len(codes)

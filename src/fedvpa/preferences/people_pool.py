@@ -57,7 +57,8 @@ def assemble(
         user_groups: user to group, where known.
         popular: of each item the popularity and the number of judgements that it rests on (`popularity.popularity`).
         matched: the difference of popularity below which a pair is matched. A pair is never matched where no training
-            person judged one of its items; where that holds for every query, `FederatedPreferences.matched` is None.
+            person judged one of its items; where that holds for every query of the people who never train,
+            `FederatedPreferences.matched` is None.
         rating_scale: mean and standard deviation that ratings are standardised with.
     """
     held = [pairs for d in drawn for pairs in (d.train, d.test)]
@@ -83,7 +84,8 @@ def assemble(
             split[test.index] = 2
     split[torch.cat([train.index for train in labelled[::2]])] = 0
     near, known = (popular[0][low] - popular[0][high]).abs() < matched, (popular[1][low] > 0) & (popular[1][high] > 0)
-    asked = torch.cat([test.index for test in labelled[1::2]])
+    any_held_out = any(d.population != "seen" for d in drawn)
+    asked = torch.cat([c.test.index for p in POPULATIONS for c in clients[p] if p != "seen" or not any_held_out])
     words: tuple[Split, ...] = ("train", "validation", "test")
     return FederatedPreferences(
         pairs=tuple(
