@@ -88,6 +88,15 @@ class DataConfig(Section):
     pairs_per_client: int = Field(16, ge=2, description="Training pairs that one client holds, at most.")
     label_noise: float = Field(0.0, ge=0.0, lt=0.5, description="Probability that a training label is exchanged.")
     user_column: str = Field("user_id", min_length=1, description="jsonl: the column that names a row's user.")
+    min_gap: float = Field(
+        0.0, ge=0, description="Two ratings make a pair if they are at least this far apart; 0: any difference."
+    )
+    min_votes: int = Field(
+        8,
+        ge=1,
+        description="Held-out people gave at least so many agreements and so many disagreements (or twice as many "
+        "ratings, or as many choices); people with fewer only train.",
+    )
     order: Literal["random", "chosen-first"] = Field(
         "random",
         description="Which response is a: random, or always the one that the user prefers, which gives labels away "
@@ -386,6 +395,17 @@ class EvaluationConfig(Section):
         "honest",
         description="honest: labels of a query never reach its latent; pair-leak reproduces the leaking protocol.",
     )
+    queries: Literal["by-prompt", "known-items", "new-items"] = Field(
+        "by-prompt",
+        description="What people's queries are about: prompts that nobody trains on; items that others judged but that "
+        "person's context does not have; or items that stand in no training judgement and no context at all.",
+    )
+    matched: float = Field(
+        0.1,
+        gt=0,
+        description="Two items are about equally popular if the shares of training people for them differ by less.",
+    )
+    queries_per_user: int = Field(60, ge=1, description="Queries of one person, at most, drawn at random.")
     every: int = Field(10, ge=1, description="Rounds between two evaluations on validation clients.")
     bootstrap: int = Field(2000, ge=100, description="Bootstrap resamples for intervals.")
 

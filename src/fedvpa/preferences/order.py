@@ -37,4 +37,5 @@ def chosen_first(data: FederatedPreferences) -> FederatedPreferences:
         clients={population: tuple(map(client, clients)) for population, clients in data.clients.items()},
         switching=tuple(map(client, data.switching)),
         notes=(*data.notes, NOTE),
+        matched=None if data.matched is None else data.matched.repeat(2),
     )

@@ -86,6 +86,11 @@ class Item(NamedTuple):
     prompt: Prompt
     text: str
 
+    @property
+    def digest(self) -> str:
+        """64 hex digits; of two items of a prompt the one with the smaller digest is `Pair.a` (`Pair.canonical`)."""
+        return _digest(self.prompt, self.text)
+
 
 CHOICE, VOTE, RATING = 0, 1, 2
 """Kinds of a judgement: of two items, yes or no to one item, a number for one item."""
@@ -114,13 +119,18 @@ class Judgements:
         return len(self.first)
 
     def __getitem__(self, rows: Tensor | slice) -> Judgements:
-        return Judgements(*(getattr(self, f.name)[rows] for f in fields(self)))
+        return Judgements(self.first[rows], self.second[rows], self.value[rows], self.kind[rows], self.weight[rows])
 
     @staticmethod
     def choices(items: Tensor, y: Tensor) -> Judgements:
         """Choices between the items (n, 2) with labels y (n,)."""
         one = torch.ones(len(y))
         return Judgements(items[:, 0], items[:, 1], y.float(), torch.full_like(y, CHOICE, dtype=torch.int8), one)
+
+
+def joined(parts: Sequence[Judgements]) -> Judgements:
+    """The judgements of one or more people, one after another."""
+    return Judgements(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Judgements)))
 
 
 @dataclass(frozen=True)
@@ -152,10 +162,11 @@ class Client:
         group: index into `FederatedPreferences.groups`, or None where it is not known. Only the data generators,
             the evaluation and the oracles may look at it.
         train: the labelled pairs that training uses and that contexts are drawn from.
-        test: the labelled pairs that are predicted; which of their texts may occur elsewhere, `evaluation.queries` says.
-        judgements: what ``train`` was made from, in the order in which contexts take them, where people gave votes or
-            ratings; ``train`` then has such an order, too: its first n / 2 pairs are made from the first n judgements.
-            None where people gave choices: they are ``train`` itself.
+        test: the labelled pairs that are predicted; where else their texts occur, `evaluation.queries` says.
+        judgements: what the person said, where people gave votes, ratings or choices of different strength. Of
+            somebody who never trains they are in the order in which contexts take them, and so is ``train``: its first
+            n / 2 pairs are made from the first n judgements. None where people gave plain choices: they are ``train``
+            itself.
     """
 
     client_id: str
@@ -172,7 +183,9 @@ class FederatedPreferences:
     Attributes:
         pairs: the pool; all indices refer to it. No (prompt, a, b) occurs twice; in either order only under
             ``data.order: chosen-first`` (`order.chosen_first`).
-        split: (pairs,) the split of each pair; a prompt lies in exactly one split.
+        split: (pairs,) the split of each pair. Under `evaluation.queries: by-prompt` a prompt lies in exactly one.
+            Otherwise a pair is ``train`` where anybody trains on it or has it in a context (under ``known-items`` it
+            may then be asked of somebody else), ``validation`` where only validation people are asked, else ``test``.
         groups: the groups' names, empty where they are not known.
         opposite: per group the index of the group with the opposite wish; where there is none, the next group.
         group_labels: (groups, pairs) int8 labels of a noise-free user of each group, 0 where that group has none
@@ -185,6 +198,8 @@ class FederatedPreferences:
         items: the texts that are judged, where a source lists them; `item_rows` has those of the pairs as well.
         matched: (pairs,) bool, pairs of two items that are about equally popular among the training people
             (`evaluation.matched`); None where popularity is not known.
+        rating_scale: mean and standard deviation of the training people's ratings as they gave them; a `RATING`'s value
+            times the second plus the first is in their units again. (0, 1) where nobody rated.
     """
 
     pairs: tuple[Pair, ...]
@@ -198,6 +213,7 @@ class FederatedPreferences:
     notes: tuple[str, ...] = ()
     items: tuple[Item, ...] = ()
     matched: Tensor | None = None
+    rating_scale: tuple[float, float] = (0.0, 1.0)
 
     @cached_property
     def item_rows(self) -> tuple[tuple[Item, ...], Tensor]:
@@ -212,7 +228,7 @@ class FederatedPreferences:
 
 
 def item_rows(pairs: Sequence[Pair], items: Sequence[Item] = ()) -> tuple[tuple[Item, ...], Tensor]:
-    """The distinct items of pairs, after `items`, in the order in which they occur; and (pairs, 2) the rows of a and b."""
+    """The distinct items of pairs after `items`, in the order of occurrence; and (pairs, 2) the rows of a and b."""
     place = {item: i for i, item in enumerate(items)}
     rows = [place.setdefault(Item(p.prompt, text), len(place)) for p in pairs for text in (p.a, p.b)]
     return tuple(place), torch.tensor(rows, dtype=torch.int64).view(len(pairs), 2)

@@ -22,9 +22,9 @@ from fedvpa.preferences.clients import with_noise
 from fedvpa.preferences.jsonl import PreferenceRow, read_preference_rows
 from fedvpa.preferences.schema import Client, FederatedPreferences, LabelledPairs, Pair, Split, prompt_key
 from fedvpa.preferences.seeding import generator
+from fedvpa.preferences.splits import split_prompts
 
 HELD_OUT_SHARE = 0.2
-TEST_SHARE = 0.25
 MIN_PAIRS = 2
 
 
@@ -80,7 +80,7 @@ def federate(
     labels = {u: own for u, own in _labels(rows, counts).items() if len(own) >= MIN_PAIRS}
     counts["users with fewer than 2 pairs"] += len({r.user for r in rows}) - len(labels)
     roles = _roles(labels, federation, counts)
-    split = _split({u: {prompt_key(p.prompt) for p in labels[u]} for u in roles}, roles)
+    split = split_prompts({u: {prompt_key(p.prompt) for p in labels[u]} for u in roles}, roles)
     for user in [u for u in roles if all(split[prompt_key(p.prompt)] != "train" for p in labels[u])]:
         del roles[user]
         counts["users without a training pair"] += 1
@@ -156,27 +156,6 @@ def _roles(
     counts["users beyond federation.clients"] += max(0, len(seen) - federation.clients)
     roles = {u: "unseen" for u in unseen} | {u: "validation" for u in validation}
     return roles | {u: "seen" for u in seen[: federation.clients]}
-
-
-def _split(prompts: Mapping[str, set[str]], roles: Mapping[str, str]) -> dict[str, Split]:
-    """The split of each prompt: user by user, until a quarter of the user's prompts (one at least) is for testing."""
-    tested: dict[str, bool] = {}
-    for own in prompts.values():
-        wanted = max(1, round(TEST_SHARE * len(own))) if len(own) > 1 else 0
-        wanted -= sum(tested.get(key, False) for key in own)
-        for key in sorted(own - tested.keys(), key=_rank):
-            tested[key] = wanted > 0
-            wanted -= 1
-    owners: dict[str, set[bool]] = {}
-    for user, own in prompts.items():
-        for key in own:
-            owners.setdefault(key, set()).add(roles[user] == "validation")
-
-    def held_out(key: str) -> Split:
-        mixed = len(owners[key]) > 1
-        return "validation" if (int(_rank(key)[0], 16) % 2 if mixed else True in owners[key]) else "test"
-
-    return {key: held_out(key) if test else "train" for key, test in tested.items()}
 
 
 def _rank(text: str) -> str:
