@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from fedvpa.config import SOURCES, parse_config
+from fedvpa.config import PEOPLE_SOURCES, SOURCES, parse_config
 from fedvpa.preferences.schema import POPULATIONS, Split
 from fedvpa.preferences.sources import POOLS, load_preferences
 
@@ -33,7 +33,7 @@ def users(tmp_path):
 
 
 def test_every_source_of_the_configuration_has_a_loader():
-    assert {*POOLS, "jsonl"} == set(SOURCES)
+    assert {*POOLS, *PEOPLE_SOURCES} == set(SOURCES)
 
 
 @pytest.mark.parametrize(
