@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedvpa.errors import UserError
 from fedvpa.config import DataConfig
+from fedvpa.errors import UserError
 from fedvpa.preferences.dialogues import parse_dialogue
 from fedvpa.preferences.jsonl import read_candidates, read_examples
 from fedvpa.preferences.reading import read_people
