@@ -108,9 +108,17 @@ def _sections(model: type[BaseModel]) -> Iterator[str]:
         yield f"### {', '.join(f'`{name}`' for name in own)}\n"
         yield _table(own)
     for name, section in inner.items():
-        about = " ".join((section.__doc__ or "").split())
-        yield f"### `{name}`\n" + (f"\n{escaped_but_code(about)}\n" if about else "")
-        yield _table(section.model_fields, f"{name}.")
+        yield from _section(section, name)
+
+
+def _section(section: type[BaseModel], name: str) -> Iterator[str]:
+    """A section's keys, then the sections inside it."""
+    about = " ".join((section.__doc__ or "").split())
+    yield f"### `{name}`\n" + (f"\n{escaped_but_code(about)}\n" if about else "")
+    inner = {n: t for n, f in section.model_fields.items() if (t := _model(f.annotation)) is not None}
+    yield _table({n: f for n, f in section.model_fields.items() if n not in inner}, f"{name}.")
+    for n, part in inner.items():
+        yield from _section(part, f"{name}.{n}")
 
 
 def escaped_but_code(text: str) -> str:

@@ -21,7 +21,9 @@ from pydantic_core import PydanticCustomError
 from fedvpa.errors import UserError
 
 CONTEXT_SIZES = (0, 1, 2, 4, 8, 16)
-SOURCES = ("synthetic", "hh-attributes", "hh-objectives", "hh-subsets", "ultrafeedback-p", "jsonl")
+PEOPLE_SOURCES = ("table", "jsonl", "polis", "jester", "arguments", "prism")
+"""Sources of what real people judged (`preferences.reading`); jsonl is another name of table."""
+SOURCES = ("synthetic", "hh-attributes", "hh-objectives", "hh-subsets", "ultrafeedback-p", *PEOPLE_SOURCES)
 METHODS = (
     "fedvpa-gp",
     "fedvpl",
@@ -56,7 +58,11 @@ FAULTS = (
     "sign-flip",
     "forged-posterior",
 )
-_SOURCE_KEYS = ("path", "subsets", "groups", "group_shares", "split")
+_SOURCE_KEYS = ("path", "subsets", "groups", "group_shares", "split", "columns", "items", "min_gap")
+TABLE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst")
+"""What the name of a data file ends in, where it is given in place of a configuration."""
+EVERYBODY = 100_000
+"""More clients than a table has people: take all."""
 
 
 S = TypeVar("S", bound=BaseModel)
@@ -73,11 +79,36 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
+class ColumnsConfig(Section):
+    """Names of a table's columns, where they are not among the usual ones (`preferences.columns`)."""
+
+    user: str | None = Field(None, description="Who judged; usual: user_id, annotator, worker, voter, ...")
+    prompt: str | None = Field(None, description="What the responses answer, text or messages.")
+    chosen: str | None = Field(None, description="The preferred response.")
+    rejected: str | None = Field(None, description="The other response.")
+    a: str | None = Field(None, description="One response, where `preferred` says which one was preferred.")
+    b: str | None = Field(None, description="The other response.")
+    preferred: str | None = Field(None, description="Which was preferred: a, b, 1, 2, first, second; equal or tie.")
+    item: str | None = Field(None, description="The id of an item (a response that is judged alone).")
+    first: str | None = Field(None, description="The id of one item of a choice.")
+    second: str | None = Field(None, description="The id of the other item.")
+    rating: str | None = Field(None, description="A number; or a vote: 1 yes, -1 no, 0 pass, true, false.")
+    text: str | None = Field(None, description="The item's text (a response, a statement).")
+    label: str | None = Field(None, description="Whether the user likes `text`, true or false (TRL's unpaired rows).")
+    margin: str | None = Field(None, description="Strength of a choice, positive.")
+    score_chosen: str | None = Field(
+        None, description="Score of the chosen response; with score_rejected the strength."
+    )
+    score_rejected: str | None = Field(None, description="Score of the rejected response.")
+    group: str | None = Field(None, description="The user's true group, for evaluation only.")
+
+
 class DataConfig(Section):
     name: Literal[SOURCES] = Field("synthetic", description="Where the preference pairs come from.")  # type: ignore[valid-type]
     path: str | None = Field(
         None,
-        description="A file or folder in the source's layout, or a dataset id on the Hub. Empty: the source's own "
+        description="A file or folder in the source's layout, or a dataset id on the Hub. table: JSON Lines, JSON, "
+        "CSV, TSV (each also .gz, .zst), Parquet, or a folder of `datasets`. Empty: the source's own "
         "default (hh-*: $FEDVPA_HH_RLHF, ./data/hh-rlhf, ../shared/data/hh-rlhf, Anthropic/hh-rlhf on the Hub).",
     )
     subsets: tuple[str, ...] | None = Field(None, description="hh-*: subsets to read, such as helpful-base.")
@@ -87,7 +118,13 @@ class DataConfig(Section):
     )
     pairs_per_client: int = Field(16, ge=2, description="Training pairs that one client holds, at most.")
     label_noise: float = Field(0.0, ge=0.0, lt=0.5, description="Probability that a training label is exchanged.")
-    user_column: str = Field("user_id", min_length=1, description="jsonl: the column that names a row's user.")
+    user_column: str = Field(
+        "user_id", min_length=1, description="table: the column that names a row's user; as data.columns.user."
+    )
+    columns: ColumnsConfig = ColumnsConfig()
+    items: str | None = Field(
+        None, description="table: a table with item, prompt and text; empty: items.* beside the table, where needed."
+    )
     min_gap: float = Field(
         0.0, ge=0, description="Two ratings make a pair if they are at least this far apart; 0: any difference."
     )
@@ -614,15 +651,37 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     """Reads a YAML file and applies ``key=value`` overrides.
 
     If an override changes ``data.name``, the file's keys of the other source (path, subsets, groups, ...) are ignored.
+    A data file or folder (`is_data`) in place of the YAML file is read with all its people, see `_for_table`.
 
     Raises:
         UserError: a missing or malformed file, an unknown key (with the nearest valid one) or a value out of range.
     """
-    tree, patch = read_sections(path), read_overrides(overrides)
+    tree = _for_table(path) if is_data(path) else read_sections(path)
+    patch = read_overrides(overrides)
     data, new = tree.get("data") or {}, patch.get("data") or {}
     if isinstance(data, dict) and isinstance(new, dict) and new.get("name", data.get("name")) != data.get("name"):
         tree = {**tree, "data": {k: v for k, v in data.items() if k not in _SOURCE_KEYS}}
     return parse_config(merged(tree, patch), file=path)
+
+
+def is_data(path: str | Path) -> bool:
+    """Whether a path names data (a folder, or a file that is called like a table or begins like one), not YAML."""
+    path = Path(path)
+    if path.is_dir() or path.suffix.lower() in TABLE_ENDINGS:
+        return True
+    if path.suffix.lower() in (".yaml", ".yml") or not path.is_file():
+        return False
+    with path.open("rb") as f:
+        return f.read(4).startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b'{"', b"[{"))
+
+
+def _for_table(path: str | Path) -> dict[str, Any]:
+    """The defaults for a table of people: everybody takes part or is held out."""
+    everybody = {f"{population}clients": EVERYBODY for population in ("", "unseen_", "validation_")}
+    return {
+        "data": {"name": "table", "path": str(path), "pairs_per_client": 40},
+        "federation": {**everybody, "sampled_clients": 50},
+    }
 
 
 def read_sections(path: str | Path) -> dict[str, Any]:

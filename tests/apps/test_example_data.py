@@ -8,14 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedvpa.preferences.jsonl import read_candidates, read_examples, read_preference_rows
+from fedvpa.config import DataConfig
+from fedvpa.preferences.jsonl import read_candidates, read_examples
+from fedvpa.preferences.reading import read_people
+from fedvpa.preferences.sources import preference_rows
 
 
 def test_the_files_are_valid_and_users_disagree(cli: Callable[..., Any], tmp_path: Path) -> None:
     done = cli("example-data", tmp_path / "new", "--users", 8, "--pairs", 10)
     assert done.code == 0, done.err
     pairs, examples, candidates = map(Path, done.out.split())
-    rows = read_preference_rows(pairs)
+    rows = preference_rows(read_people(DataConfig(name="jsonl", path=str(pairs))))
     assert set(Counter(r.user for r in rows).values()) == {10}
     assert Counter(r.group for r in rows) == {"formal": 20, "casual": 20, "encouraging": 20, "cautious": 20}
     assert len(read_examples(examples)) == 8

@@ -8,9 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedvpa.config import DataConfig
 from fedvpa.errors import UserError
-from fedvpa.preferences.jsonl import parse_dialogue, read_candidates, read_examples, read_preference_rows
+from fedvpa.preferences.dialogues import parse_dialogue
+from fedvpa.preferences.jsonl import read_candidates, read_examples
+from fedvpa.preferences.reading import read_people
 from fedvpa.preferences.schema import Message, Pair
+from fedvpa.preferences.sources import preference_rows
 
 ROW = {"prompt": "Hi?", "chosen": "Hello there", "rejected": "What", "user_id": "ann"}
 
@@ -22,6 +26,13 @@ def turn(role, content):
 def write(path, *rows, newline="\n"):
     path.write_bytes(newline.join(r if isinstance(r, str) else json.dumps(r) for r in rows).encode())
     return path
+
+
+def read_preference_rows(path, on_invalid="error", counts=None):
+    people = read_people(DataConfig(name="jsonl", path=str(path), on_invalid=on_invalid))
+    if counts is not None:
+        counts.update(people.counts)
+    return preference_rows(people)
 
 
 def texts(path):
@@ -109,7 +120,7 @@ MISTAKES = [
     (without("user_id"), "{p}:2: user_id: missing column"),
     ({**ROW, "user_id": True}, "{p}:2: user_id: must be text, not a boolean"),
     ({**ROW, "user_id": " "}, "{p}:2: user_id: is empty"),
-    ({**ROW, "group": 3}, "{p}:2: group: must be text, not a number"),
+    ({**ROW, "group": 3.5}, "{p}:2: group: must be text, not a number"),
     ({**ROW, "group": "x"}, "{p}:2: group: user 'ann' is in group None on an earlier row, here in 'x'"),
     ({**ROW, "prompt": ""}, "{p}:2: prompt: is empty"),
     ({**ROW, "prompt": {}}, "{p}:2: prompt: must be text, not an object"),
@@ -164,7 +175,7 @@ def test_mistakes_of_whole_files(tmp_path):
         assert str(e.value).startswith(f"{path}: {message}")
 
     fails(tmp_path / "none.jsonl", "no such file")
-    fails(tmp_path, "is a folder, not a file")
+    fails(tmp_path, "no table in the folder")
     fails("bad\0name", "cannot be read")
     empty = tmp_path / "empty.jsonl"
     for content in (b"", b"\xef\xbb\xbf", b"\r\n \n"):

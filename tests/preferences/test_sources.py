@@ -6,9 +6,10 @@ from typing import get_args
 import pytest
 import torch
 
-from fedvpa.config import SOURCES, parse_config
+from fedvpa.config import PEOPLE_SOURCES, SOURCES, parse_config
+from fedvpa.preferences.reading import read_people
 from fedvpa.preferences.schema import POPULATIONS, Split
-from fedvpa.preferences.sources import POOLS, load_preferences
+from fedvpa.preferences.sources import POOLS, load_preferences, with_queries
 
 
 def config(**data):
@@ -33,7 +34,7 @@ def users(tmp_path):
 
 
 def test_every_source_of_the_configuration_has_a_loader():
-    assert {*POOLS, "jsonl"} == set(SOURCES)
+    assert {*POOLS, *PEOPLE_SOURCES} == set(SOURCES)
 
 
 @pytest.mark.parametrize(
@@ -53,3 +54,20 @@ def test_load_preferences(tmp_path, name, path):
             assert torch.equal(one.test.y, two.test.y)
             assert len(one.train) >= 2
             assert len(one.test)
+
+
+def test_ratings_and_a_single_prompt_are_asked_on_known_items_unless_told_otherwise(tmp_path):
+    lines = ["user,prompt,chosen,rejected", *(f"u{u},Which?,{a},{b}" for u in range(6) for a, b in ("AB", "CD"))]
+    (tmp_path / "one.csv").write_text("\n".join(lines))
+    (tmp_path / "many.csv").write_text("\n".join([*lines, "u0,What?,A,B"]))
+    votes = ["user,prompt,text,label", *(f"u{u},p{k},{k},{k == u}" for u in range(6) for k in range(3))]
+    (tmp_path / "votes.csv").write_text("\n".join(votes))
+
+    def queries(name, **evaluation):
+        tree = {"data": {"name": "table", "path": str(tmp_path / name)}, "evaluation": evaluation}
+        wanted = parse_config(tree)
+        return with_queries(wanted, read_people(wanted.data)).evaluation.queries
+
+    assert [queries(n) for n in ("one.csv", "many.csv", "votes.csv")] == ["known-items", "by-prompt", "known-items"]
+    assert queries("one.csv", queries="new-items") == "new-items"
+    assert queries("one.csv", queries="by-prompt") == "by-prompt"

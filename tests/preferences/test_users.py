@@ -6,13 +6,18 @@ from collections import Counter
 import pytest
 import torch
 
-from fedvpa.config import DataConfig, FederationConfig
+from fedvpa.config import DataConfig, ExperimentConfig, FederationConfig
 from fedvpa.errors import UserError
 from fedvpa.preferences.jsonl import PreferenceRow
 from fedvpa.preferences.schema import Pair, as_prompt
-from fedvpa.preferences.users import federate, load_users, pseudonym
+from fedvpa.preferences.sources import load_preferences
+from fedvpa.preferences.users import federate, pseudonym
 
 SIZES = FederationConfig(clients=100, unseen_clients=100, validation_clients=100)
+
+
+def load(**data):
+    return load_preferences(ExperimentConfig(data=DataConfig(name="jsonl", **data), federation=SIZES))
 
 
 def row(user, prompt, chosen="yes", rejected="no", group=None):
@@ -174,17 +179,17 @@ def test_from_a_file(tmp_path):
     path = tmp_path / "x.jsonl"
     lines = [json.dumps({"prompt": f"p{i}", "chosen": "a", "rejected": "b", "user_id": f"u{i % 5}"}) for i in range(40)]
     path.write_text("\n".join([*lines, "rubbish"]))
-    made = load_users(DataConfig(name="jsonl", path=str(path), on_invalid="skip"), SIZES, 0)
+    made = load(path=str(path), on_invalid="skip")
     assert [len(made.clients[p]) for p in ("seen", "validation", "unseen")] == [3, 1, 1]
     assert made.counts["invalid rows"] == 1
     with pytest.raises(UserError, match=r"x\.jsonl:41: not valid JSON"):
-        load_users(DataConfig(name="jsonl", path=str(path)), SIZES, 0)
+        load(path=str(path))
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({}, "data.path: is empty; name a JSON Lines file"),
+        ({}, "data.path: is empty; name a table"),
         ({"path": "x", "groups": ("a",)}, "data.groups: has no meaning for jsonl"),
         ({"path": "x", "group_shares": (1.0,)}, "data.group_shares: has no meaning for jsonl"),
         ({"path": "x", "subsets": ("a",)}, "data.subsets: has no meaning for jsonl"),
@@ -192,5 +197,5 @@ def test_from_a_file(tmp_path):
 )
 def test_keys_that_do_not_fit(data, message):
     with pytest.raises(UserError) as e:
-        load_users(DataConfig(name="jsonl", **data), SIZES, 0)
+        load(**data)
     assert str(e.value).startswith(message)

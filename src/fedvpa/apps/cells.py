@@ -28,7 +28,7 @@ from fedvpa.apps.stopping import Interrupted
 from fedvpa.apps.training import load, round_record
 from fedvpa.backbone.backbones import feature_dtypes
 from fedvpa.backbone.models import cache_dir, choose_device
-from fedvpa.config import ExperimentConfig, LoRAConfig, PrivacyConfig, parse_config
+from fedvpa.config import ColumnsConfig, ExperimentConfig, LoRAConfig, PrivacyConfig, parse_config
 from fedvpa.evaluation.compare import PairScores
 from fedvpa.evaluation.experiment import MethodRun, Prepared, run_method
 from fedvpa.evaluation.result_files import plain, write_bytes, write_text
@@ -56,6 +56,13 @@ _SINCE: dict[tuple[str, str], Any] = {
     ("defence", "update_outlier"): 0.0,
     ("defence", "posterior_outlier"): 0.0,
     ("data", "user_column"): "user_id",
+    ("data", "columns"): ColumnsConfig().model_dump(mode="json"),
+    ("data", "items"): None,
+    ("data", "min_gap"): 0.0,
+    ("data", "min_votes"): 8,
+    ("evaluation", "queries"): "by-prompt",
+    ("evaluation", "matched"): 0.1,
+    ("evaluation", "queries_per_user"): 60,
     ("backbone", "train"): "frozen",
     ("backbone", "text"): "response",
     **{("privacy", key): neutral for key, neutral in PrivacyConfig().model_dump(mode="json").items()},
@@ -182,7 +189,7 @@ def data_part(config: ExperimentConfig) -> str:
         "data": True,
         "backbone": True,
         "federation": populations,
-        "evaluation": {"context_sizes"},
+        "evaluation": {"context_sizes", "queries", "matched", "queries_per_user"},
         "output": {"cache"},
         "privacy": {"moments_clip", "moments_noise", "secret_noise"},
     }

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedvpa.apps.stopping import Interrupted
-from fedvpa.config import METHODS, ExperimentConfig, describe_keys, load_config
+from fedvpa.config import METHODS, PEOPLE_SOURCES, ExperimentConfig, describe_keys, load_config
 from fedvpa.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -38,6 +38,9 @@ app = typer.Typer(
 )
 
 Config = Annotated[Path, typer.Argument(help="A YAML file, such as those in configs/.", metavar="CONFIG")]
+ConfigOrTable = Annotated[
+    Path, typer.Argument(help="A YAML file, such as those in configs/; or a table of preferences.", metavar="CONFIG")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Values that replace the file's, as key=value.", metavar="KEY=VALUE")
 ]
@@ -98,6 +101,23 @@ def _out(out: Path | None, config: Path, what: str) -> Path:
     return path
 
 
+def _with_people(settings: ExperimentConfig) -> ExperimentConfig:
+    """The configuration with what depends on the people's table decided; says which columns were taken for what."""
+    if settings.data.name not in PEOPLE_SOURCES:
+        return settings
+    from fedvpa.preferences.reading import read_people
+    from fedvpa.preferences.sources import with_queries
+
+    people = read_people(settings.data)
+    found = with_queries(settings, people)
+    lines = [] if settings.data.name == "jsonl" and found is settings else [people.columns, *people.notes]
+    if found is not settings:
+        lines.append(f"evaluation.queries={found.evaluation.queries}, since prompts cannot be held out")
+    for line in lines:
+        _console().print(line, highlight=False, soft_wrap=True, markup=False)
+    return found
+
+
 def _show(results: dict[str, Any], config: ExperimentConfig, out: Path | None, as_json: Path | None) -> None:
     """Prints the tables and the path of the report; writes them as JSON where wanted."""
     from fedvpa.reporting.tables import plain_tables, print_tables
@@ -119,12 +139,13 @@ def _write_json(path: Path, tree: Any) -> None:
 @app.command(
     epilog=_examples(
         "fedvpa train configs/synthetic.yaml --out runs/first",
+        "fedvpa train pairs.csv --out runs/mine",
         "fedvpa train configs/hh-attributes-2.yaml method.name=fedvpl federation.rounds=50 --out runs/vpl",
         "fedvpa train configs/synthetic.yaml --out runs/first --resume",
     )
 )
 def train(
-    config: Config,
+    config: ConfigOrTable,
     overrides: Overrides = None,
     out: Out = None,
     overwrite: Overwrite = False,
@@ -135,7 +156,7 @@ def train(
 
     Ctrl-C finishes the round and saves; --resume then goes on, to the same result (also after kill -9).
     """
-    settings = load_config(config, overrides or ())
+    settings = _with_people(load_config(config, overrides or ()))
     settings = settings.for_method(settings.method.name)
     folder = _out(out, config, settings.method.name)
     from fedvpa.apps.runs import check_folder
@@ -157,7 +178,7 @@ def train(
     )
 )
 def compare(
-    config: Config,
+    config: ConfigOrTable,
     overrides: Overrides = None,
     methods: Annotated[
         str, typer.Option(help=f"Methods, with commas between: {', '.join(METHODS)}.")
@@ -177,7 +198,7 @@ def compare(
 
     Each method and seed that is finished is kept, and --resume never runs it again.
     """
-    settings = load_config(config, overrides or ())
+    settings = _with_people(load_config(config, overrides or ()))
     from fedvpa.apps import comparing
     from fedvpa.apps.executor import explain
     from fedvpa.apps.runs import check_folder

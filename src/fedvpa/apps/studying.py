@@ -18,7 +18,7 @@ from fedvpa.apps.executor import Task, default_jobs, log_failures, run_tasks
 from fedvpa.apps.runs import FAILURES, LOCK, locked
 from fedvpa.apps.study_grid import StudyCell, expand
 from fedvpa.apps.study_plan import Estimator, describe, print_plan
-from fedvpa.config import ExperimentConfig
+from fedvpa.config import PEOPLE_SOURCES, ExperimentConfig
 from fedvpa.errors import UserError
 from fedvpa.evaluation import tidy
 from fedvpa.evaluation.encoding import warm
@@ -171,7 +171,7 @@ def _features_key(cell: StudyCell) -> tuple[str, str]:
     backbone = config["backbone"]
     view = [backbone.pop(k) for k in ("layer", "pooling")]
     data = {k: config["data"][k] for k in ("name", "path", "subsets", "groups")}
-    users = config["federation"] if data["name"] == "jsonl" else None
+    users = config["federation"] if data["name"] in PEOPLE_SOURCES else None
     return json.dumps([data, backbone, config["federation"]["device"], users]), json.dumps(view)
 
 

@@ -6,16 +6,17 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from fedvpa.config import TABLE_ENDINGS
 from fedvpa.errors import UserError
 from fedvpa.preferences.lines import Row
 
 
 def is_hub_id(name: str) -> bool:
     """Whether ``name`` reads like OWNER/NAME of a dataset and not like a data file."""
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None and not name.endswith((".jsonl", ".gz", ".json"))
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None and not name.endswith(TABLE_ENDINGS)
 
 
-def load_hub_rows(name: str, split: str, remedy: str, **options: Any) -> Iterator[Row]:
+def load_hub_rows(name: str, split: str, remedy: str, /, **options: Any) -> Iterator[Row]:
     """The rows of ``split`` of the dataset ``name``, downloaded once by `datasets.load_dataset` (``options`` go to it).
 
     Raises:

@@ -1,22 +1,22 @@
-"""The user's own files: TRL's preference columns, one user's examples, and candidate pairs, as JSON Lines.
+"""Rows of two responses: TRL's preference columns, one user's examples, and candidate pairs, in any table.
 
 A row has ``prompt``, ``chosen`` and ``rejected``, standard (texts) or conversational (lists of messages; the last
-assistant turn is the response). Without ``prompt`` it is what both dialogues (or texts) begin with. ``user_id`` names
-the user; an optional ``group`` names the user's true group, for evaluation only.
+assistant turn is the response). Without ``prompt`` it is what both dialogues (or texts) begin with.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedvpa.errors import UserError
-from fedvpa.preferences.lines import OnInvalid, Row, checked_text, read_rows, text_field, type_name
+from fedvpa.preferences.dialogues import joined, messages_of, parse_dialogue, prompt_of_text, unpacked
+from fedvpa.preferences.lines import OnInvalid, Row, checked_text, type_name
 from fedvpa.preferences.schema import Message, Pair, Prompt
+from fedvpa.preferences.tables import read_table, table_rows
 
-_ROLES = ("system", "user", "assistant")
-_HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+NO_PROMPT: Prompt = (Message("user", "What do you think?"),)
+"""Stands before items of a table that has no column for prompts."""
 
 
 class PreferenceRow(NamedTuple):
@@ -26,40 +26,6 @@ class PreferenceRow(NamedTuple):
     pair: Pair
     y: int
     group: str | None = None
-
-
-def read_preference_rows(
-    path: str | Path,
-    on_invalid: OnInvalid = "error",
-    counts: Counter[str] | None = None,
-    user_column: str = "user_id",
-) -> list[PreferenceRow]:
-    """Reads rows ``prompt, chosen, rejected, user_id[, group]``.
-
-    The pairs are in canonical order (`Pair.canonical`), so the same two responses are the same pair whoever reads
-    them in whichever order.
-
-    Args:
-        path: a JSON Lines file, plain or gzipped.
-        on_invalid: whether an invalid row is an error or is left out.
-        counts: its ``invalid rows`` is raised by the rows left out.
-        user_column: the column that names the user.
-
-    Raises:
-        UserError: an unreadable file, an invalid row, no valid row, or a user in two groups.
-    """
-    groups: dict[str, str | None] = {}
-
-    def parse(row: Row, path: Path, line: int) -> PreferenceRow:
-        user = _user(row, user_column, path, line)
-        group = None if row.get("group") is None else text_field(row, "group", path, line)
-        prompt, chosen, rejected = preference_of(row, path, line)
-        if groups.setdefault(user, group) != group:
-            problem = f"user {user!r} is in group {groups[user]!r} on an earlier row, here in {group!r}"
-            raise UserError(problem, "give a user one group", file=path, line=line, field="group")
-        return PreferenceRow(user, *Pair.canonical(prompt, chosen, rejected), group)
-
-    return read_rows(path, parse, on_invalid, counts)
 
 
 def read_examples(path: str | Path, on_invalid: OnInvalid = "error") -> list[tuple[Pair, int]]:
@@ -74,12 +40,13 @@ def read_examples(path: str | Path, on_invalid: OnInvalid = "error") -> list[tup
             if "y" not in row:
                 raise UserError("missing column", "1 if a is preferred, -1 if b is", file=path, line=line, field="y")
             y = row["y"]
+            y = {"1": 1, "-1": -1}.get(y, y) if isinstance(y, str) else y  # a CSV file has texts only
             if isinstance(y, bool) or y not in (1, -1):
                 raise UserError("must be 1 (a is preferred) or -1 (b is)", file=path, line=line, field="y")
             return candidate_of(row, path, line), int(y)
         return Pair(*preference_of(row, path, line)), 1
 
-    return read_rows(path, parse, on_invalid)
+    return table_rows(read_table(path), parse, on_invalid)
 
 
 def read_candidates(path: str | Path, on_invalid: OnInvalid = "error") -> list[Pair]:
@@ -88,14 +55,14 @@ def read_candidates(path: str | Path, on_invalid: OnInvalid = "error") -> list[P
     Raises:
         UserError: an unreadable file, an invalid row, or no valid row.
     """
-    return read_rows(path, candidate_of, on_invalid)
+    return table_rows(read_table(path), candidate_of, on_invalid)
 
 
 def candidate_of(row: Row, path: Path, line: int) -> Pair:
     """The pair of a row ``prompt, a, b``."""
     if "prompt" not in row:
         raise UserError("missing column", "give every row a 'prompt'", file=path, line=line, field="prompt")
-    return Pair(*_two_responses(row, "a", "b", path, line))
+    return Pair(*two_responses(row, "a", "b", path, line))
 
 
 def prompt_of(row: Row, path: Path, line: int) -> Prompt:
@@ -107,29 +74,18 @@ def prompt_of(row: Row, path: Path, line: int) -> Prompt:
 
 def preference_of(row: Row, path: Path, line: int) -> tuple[Prompt, str, str]:
     """The prompt, chosen and rejected response of a row in one of TRL's preference layouts."""
-    return _two_responses(row, "chosen", "rejected", path, line)
+    return two_responses(row, "chosen", "rejected", path, line)
 
 
-def parse_dialogue(text: str) -> tuple[Prompt, str] | None:
-    """Splits an HH dialogue (turns after two newlines, ``Human:`` or ``Assistant:``) into prompt and last response.
+def two_responses(row: Row, first: str, second: str, path: Path, line: int) -> tuple[Prompt, str, str]:
+    """The prompt and the responses in the columns `first` and `second`, in one of TRL's layouts.
 
-    None if the text does not begin with a Human turn or does not end in an Assistant turn.
+    Responses that differ by white space only are equal.
     """
-    head, mark, response = text.rpartition(_ASSISTANT)
-    if not mark or not text.startswith(_HUMAN) or _HUMAN in response:
-        return None
-    messages = []
-    for part in head.split(_HUMAN)[1:]:
-        human, *answers = part.split(_ASSISTANT)
-        messages.append(Message("user", human.strip()))
-        messages += [Message("assistant", a.strip()) for a in answers]
-    return tuple(messages), response.strip()
-
-
-def _two_responses(row: Row, first: str, second: str, path: Path, line: int) -> tuple[Prompt, str, str]:
     for field in (first, second):
         if field not in row:
             raise UserError("missing column", f"give every row a {field!r}", file=path, line=line, field=field)
+    row = {**row, **{field: unpacked(row[field], field, path, line) for field in (first, second)}}
     given = None if row.get("prompt") is None else _prompt(row["prompt"], path, line)
     texts = [isinstance(row[field], str) for field in (first, second)]
     if texts[0] != texts[1]:
@@ -137,8 +93,9 @@ def _two_responses(row: Row, first: str, second: str, path: Path, line: int) -> 
         raise UserError(problem, "make both texts or both lists of messages", file=path, line=line, field=second)
     split = _split_texts if texts[0] else _split_messages
     prompt, one, two = split(row, first, second, given, path, line)
-    if one == two:
-        raise UserError(f"equals {first}", "remove the row", file=path, line=line, field=second)
+    if one.split() == two.split():
+        but = "" if one == two else " but for white space"
+        raise UserError(f"equals {first}{but}", "remove the row", file=path, line=line, field=second)
     return prompt, one, two
 
 
@@ -147,7 +104,7 @@ def _split_texts(
 ) -> tuple[Prompt, str, str]:
     one, two = (checked_text(row[field], field, path, line) for field in (first, second))
     if given is not None:
-        return given, one, two
+        return given, *_without_prompt(row["prompt"], one, two)
     if one == two:
         raise UserError(f"equals {first}", "remove the row", file=path, line=line, field=second)
     dialogues = parse_dialogue(one), parse_dialogue(two)
@@ -163,12 +120,21 @@ def _split_texts(
     return prompt, one.strip(), two.strip()
 
 
+def _without_prompt(prompt: Any, one: str, two: str) -> tuple[str, str]:
+    """Both responses, without the text of the prompt where both begin with it and go on after a white space."""
+    if isinstance(prompt, str):
+        rests = [text[len(prompt) :] for text in (one, two) if text.startswith(prompt)]
+        if len(rests) == 2 and all(r.strip() and (r[0].isspace() or prompt[-1].isspace()) for r in rests):
+            return rests[0].strip(), rests[1].strip()
+    return one, two
+
+
 def _split_messages(
     row: Row, first: str, second: str, given: Prompt | None, path: Path, line: int
 ) -> tuple[Prompt, str, str]:
     heads, responses = [], []
     for field in (first, second):
-        *head, last = _messages(row[field], field, path, line)
+        *head, last = messages_of(row[field], field, path, line)
         if last.role != "assistant":
             problem = f"ends in a turn of {last.role!r}, not of the assistant"
             raise UserError(problem, "end it in the response", file=path, line=line, field=field)
@@ -179,8 +145,7 @@ def _split_messages(
         raise UserError(problem, "compare responses to one prompt", file=path, line=line, field=second)
     if given is None and not heads[0]:
         raise _no_prompt(first, second, path, line)
-    repeats = given is None or heads[0][: len(given)] == given  # the dialogue begins with the prompt
-    return heads[0] if repeats else (given or ()) + heads[0], responses[0], responses[1]
+    return joined(given or (), heads[0]), responses[0], responses[1]
 
 
 def _no_prompt(first: str, second: str, path: Path, line: int) -> UserError:
@@ -199,30 +164,22 @@ def _shared_prefix(one: str, two: str) -> str:
 
 
 def _prompt(value: Any, path: Path, line: int) -> Prompt:
+    value = unpacked(value, "prompt", path, line)
     if not isinstance(value, list):
-        return (Message("user", checked_text(value, "prompt", path, line)),)
-    return _messages(value, "prompt", path, line)
+        return prompt_of_text(checked_text(value, "prompt", path, line))
+    return messages_of(value, "prompt", path, line)
 
 
-def _messages(value: Any, field: str, path: Path, line: int) -> Prompt:
+def one_response(row: Row, field: str, path: Path, line: int) -> tuple[Prompt, str]:
+    """The prompt and the response in the column `field`, text or messages; without a prompt it is `NO_PROMPT`."""
+    if field not in row:
+        raise UserError("missing column", f"give every row a {field!r}", file=path, line=line, field=field)
+    prompt = None if row.get("prompt") is None else _prompt(row["prompt"], path, line)
+    value = unpacked(row[field], field, path, line)
     if not isinstance(value, list):
-        raise UserError(f"must be text or messages, not {type_name(value)}", file=path, line=line, field=field)
-    if not value:
-        raise UserError("is empty", "fill it in or remove the row", file=path, line=line, field=field)
-    messages = []
-    for i, item in enumerate(value):
-        place = f"{field}[{i}]"
-        if not isinstance(item, dict):
-            problem = f"must be a message with role and content, not {type_name(item)}"
-            raise UserError(problem, file=path, line=line, field=place)
-        if item.get("role") not in _ROLES:
-            raise UserError(f"must be one of {', '.join(_ROLES)}", file=path, line=line, field=f"{place}.role")
-        messages.append(Message(item["role"], checked_text(item.get("content"), f"{place}.content", path, line)))
-    return tuple(messages)
-
-
-def _user(row: Row, column: str, path: Path, line: int) -> str:
-    value = row.get(column)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return text_field(row, column, path, line)
+        return prompt or NO_PROMPT, checked_text(value, field, path, line).strip()
+    *head, last = messages_of(value, field, path, line)
+    if last.role != "assistant":
+        problem = f"ends in a turn of {last.role!r}, not of the assistant"
+        raise UserError(problem, "end it in the response", file=path, line=line, field=field)
+    return joined(prompt or (), tuple(head)) or NO_PROMPT, last.content

@@ -1,4 +1,4 @@
-"""Reading JSON Lines at the border: every problem of a file becomes one `UserError` that names file and line."""
+"""Reading rows at the border: every problem of a file becomes one `UserError` that names file and line."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+import pyarrow as pa
 
 from fedvpa.errors import UserError
 
@@ -36,22 +38,35 @@ def read_rows(
         UserError: a file that cannot be read, an invalid line, or a file without a valid one.
     """
     path = Path(path)
-    rows: list[T] = []
+    return parse_rows(json_lines(read_bytes(path), path), path, parse, on_invalid, counts)
+
+
+def parse_rows(
+    rows: Iterable[tuple[int, Row | UserError]],
+    path: Path,
+    parse: Callable[[Row, Path, int], T],
+    on_invalid: OnInvalid = "error",
+    counts: Counter[str] | None = None,
+) -> list[T]:
+    """Parses rows, each with its 1-based number; a row that could not be read is its error. As `read_rows`."""
+    parsed: list[T] = []
     skipped, first = 0, None
-    for number, line in _lines(path):
+    for number, row in rows:
         try:
-            rows.append(parse(_object(line, path, number), path, number))
+            if isinstance(row, UserError):
+                raise row
+            parsed.append(parse(row, path, number))
         except UserError as e:
             if on_invalid == "error":
                 raise
             skipped, first = skipped + 1, first or e
-    if not rows:
+    if not parsed:
         if first is None:
-            raise UserError("the file is empty", "give one JSON object a line", file=path)
+            raise UserError("the file is empty", "give one row a line", file=path)
         raise UserError(f"none of the {skipped} rows is valid (the first: {first.problem})", first.remedy, file=path)
     if counts is not None and skipped:
         counts["invalid rows"] += skipped
-    return rows
+    return parsed
 
 
 def text_field(row: Row, field: str, path: Path, line: int) -> str:
@@ -67,7 +82,7 @@ def checked_text(value: Any, field: str, path: Path, line: int) -> str:
         raise UserError(f"must be text, not {type_name(value)}", file=path, line=line, field=field)
     if not value.strip():
         raise UserError("is empty", "fill it in or remove the row", file=path, line=line, field=field)
-    if any("\ud800" <= c <= "\udfff" for c in value):
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
         raise UserError("holds half of a surrogate pair", "write the text as UTF-8", file=path, line=line, field=field)
     return value
 
@@ -78,13 +93,22 @@ def type_name(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    for number, line in enumerate(_read(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+def json_lines(data: bytes, path: Path) -> Iterator[tuple[int, Row | UserError]]:
+    """The lines of a file that are not blank, with their numbers; a line that is no JSON object is its error."""
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if line.strip():
-            yield number, line
+            try:
+                yield number, _object(line, path, number)
+            except UserError as e:
+                yield number, e
 
 
-def _read(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """A file's content, decompressed if it is a gzip or Zstandard file.
+
+    Raises:
+        UserError: a file that is not there, cannot be read or is not whole.
+    """
     if path.is_dir():
         raise UserError("is a folder, not a file", "name the file inside it", file=path)
     try:
@@ -93,12 +117,17 @@ def _read(path: Path) -> bytes:
         raise UserError("no such file", "check the path", file=path) from None
     except (OSError, ValueError) as e:
         raise UserError(f"cannot be read ({getattr(e, 'strerror', None) or e})", "check the path", file=path) from None
-    if not data.startswith(b"\x1f\x8b"):
-        return data
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error):
-        raise UserError("not a complete gzip file", "fetch or compress it again", file=path) from None
+    if data.startswith(b"\x1f\x8b"):
+        try:
+            return gzip.decompress(data)
+        except (OSError, EOFError, zlib.error):
+            raise UserError("not a complete gzip file", "fetch or compress it again", file=path) from None
+    if data.startswith(b"\x28\xb5\x2f\xfd"):
+        try:
+            return bytes(pa.CompressedInputStream(pa.BufferReader(data), "zstd").read())
+        except (OSError, pa.ArrowException):
+            raise UserError("not a complete Zstandard file", "fetch or compress it again", file=path) from None
+    return data
 
 
 def _object(line: bytes, path: Path, number: int) -> Row:

@@ -19,33 +19,13 @@ from fedvpa.config import CONTEXT_SIZES, DataConfig, FederationConfig
 from fedvpa.errors import UserError
 from fedvpa.preferences.attributes import opposites
 from fedvpa.preferences.clients import with_noise
-from fedvpa.preferences.jsonl import PreferenceRow, read_preference_rows
+from fedvpa.preferences.jsonl import PreferenceRow
 from fedvpa.preferences.schema import Client, FederatedPreferences, LabelledPairs, Pair, Split, prompt_key
 from fedvpa.preferences.seeding import generator
 from fedvpa.preferences.splits import split_prompts
 
 HELD_OUT_SHARE = 0.2
 MIN_PAIRS = 2
-
-
-def load_users(
-    data: DataConfig, federation: FederationConfig, seed: int, context_pairs: int = max(CONTEXT_SIZES)
-) -> FederatedPreferences:
-    """Reads `data.path` (see `jsonl.read_preference_rows`) and divides its users; see `federate`.
-
-    Raises:
-        UserError: no path, an unreadable file, an invalid row, or no user who can train.
-    """
-    if data.path is None:
-        raise UserError("is empty", "name a JSON Lines file with prompt, chosen, rejected, user_id", field="data.path")
-    for key in ("subsets", "groups", "group_shares"):
-        if getattr(data, key) is not None:
-            raise UserError(
-                "has no meaning for jsonl", "remove it; groups come from column 'group'", field=f"data.{key}"
-            )
-    counts: Counter[str] = Counter()
-    rows = read_preference_rows(data.path, data.on_invalid, counts, data.user_column)
-    return federate(rows, data, federation, seed, counts, data.path, context_pairs)
 
 
 def federate(
