@@ -25,6 +25,7 @@ PEOPLE_SOURCES = ("table", "jsonl", "polis", "jester", "arguments", "prism")
 """Sources of what real people judged (`preferences.reading`); jsonl is another name of table."""
 SOURCES = ("synthetic", "hh-attributes", "hh-objectives", "hh-subsets", "ultrafeedback-p", *PEOPLE_SOURCES)
 METHODS = (
+    "fedvpa-laplace",
     "fedvpa-gp",
     "fedvpl",
     "fedvpl+prior",
@@ -381,6 +382,23 @@ class MethodConfig(Section):
         return v
 
 
+class LaplaceConfig(Section):
+    """`fedvpa-laplace` (laplace.md). Its rounds and its optimiser stand here and not in the section federation: a round
+    of it is one gradient of a whole likelihood, not several local steps."""
+
+    rounds: int = Field(300, ge=1, description="Rounds.")
+    learning_rate: float = Field(2e-3, gt=0, description="The server's Adam's; it falls linearly to nothing.")
+    dropout: float = Field(0.5, ge=0, lt=1, description="Share of the input features left out in a round.")
+    samples: int = Field(4, ge=1, description="S, posterior samples.")
+    prior_start: float = Field(0.07, ge=0, le=1, description="Share of the rounds with N(0, I) before EM on the prior.")
+    components: int = Field(8, ge=1, description="K, components of the mixture prior.")
+    components_start: float = Field(0.5, ge=0, le=1, description="Share of the rounds with one Gaussian.")
+    floor: float = Field(0.01, gt=0, description="Least variance of a component.")
+    error: float = Field(
+        0.0, ge=0, lt=0.5, description="Share of judgements given the wrong way round, where EM begins; 0: none, fixed."
+    )
+
+
 class FederationConfig(Section):
     clients: int = Field(40, ge=1, description="Training clients (the seen users).")
     unseen_clients: int = Field(40, ge=0, description="Users that never take part, for reporting.")
@@ -563,6 +581,7 @@ class ExperimentConfig(Section):
     lora: LoRAConfig = LoRAConfig()
     model: ModelConfig = ModelConfig()
     method: MethodConfig = MethodConfig()
+    laplace: LaplaceConfig = LaplaceConfig()
     federation: FederationConfig = FederationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     network: NetworkConfig = NetworkConfig()
@@ -602,11 +621,19 @@ class ExperimentConfig(Section):
     def for_method(self, name: str) -> ExperimentConfig:
         """The configuration with which the method `name` is trained.
 
-        For a method that trains the language model, the section lora, with its defaults filled in, has taken the place
-        of what the section federation says about steps and optimisers, and clients train one after another. Calling it
-        twice changes nothing more.
+        For `fedvpa-laplace` the section laplace has taken the place of what the section federation says about rounds
+        and optimisers. For a method that trains the language model, the section lora, with its defaults filled in, has
+        taken the place of what the section federation says about steps and optimisers, and clients train one after
+        another. Calling it twice changes nothing more.
         """
         config = self.model_copy(update={"method": self.method.model_copy(update={"name": name})})
+        if name == "fedvpa-laplace":
+            own: dict[str, Any] = {
+                "rounds": self.laplace.rounds,
+                "server_learning_rate": self.laplace.learning_rate,
+            }
+            own |= {"server_optimizer": "adam", "server_decay": 1.0, "server_weight_decay": 0.0, "local_steps": 1}
+            return config.model_copy(update={"federation": config.federation.model_copy(update=own)})
         if not config.trains_language_model:
             return config
         given = {k: v for k, v in config.lora.model_dump().items() if v is not None}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-
 import math
 from typing import Any
 
@@ -122,9 +121,7 @@ def test_base_choice_logits_serve_whom_nothing_is_known_of() -> None:
     config = settings(**LEARNABLE)
     data, features = preferences(config, groups=1)
     useful = data.group_labels[0].float() * 2
-    found = run_method(
-        prepare(config, data, dataclasses.replace(features, base_logit=useful)), "fedpdpo"
-    )
+    found = run_method(prepare(config, data, dataclasses.replace(features, base_logit=useful)), "fedpdpo")
     assert found.training.server.theta["selector.alpha"] > 0
     assert rows_of(found, population="unseen", context_size=0)[0]["accuracy"] > 0.95
     assert rows_of(found, population="seen", context_size=0)[0]["accuracy"] > 0.8

@@ -28,7 +28,7 @@ from fedvpa.apps.stopping import Interrupted
 from fedvpa.apps.training import load, round_record
 from fedvpa.backbone.backbones import feature_dtypes
 from fedvpa.backbone.models import cache_dir, choose_device
-from fedvpa.config import ColumnsConfig, ExperimentConfig, LoRAConfig, PrivacyConfig, parse_config
+from fedvpa.config import ColumnsConfig, ExperimentConfig, LaplaceConfig, LoRAConfig, PrivacyConfig, parse_config
 from fedvpa.evaluation.compare import PairScores
 from fedvpa.evaluation.experiment import MethodRun, Prepared, run_method
 from fedvpa.evaluation.result_files import plain, write_bytes, write_text
@@ -66,6 +66,7 @@ _SINCE: dict[tuple[str, str], Any] = {
     ("backbone", "train"): "frozen",
     ("backbone", "text"): "response",
     **{("privacy", key): neutral for key, neutral in PrivacyConfig().model_dump(mode="json").items()},
+    **{("laplace", key): neutral for key, neutral in LaplaceConfig().model_dump(mode="json").items()},
     **{("lora", key): neutral for key, neutral in LoRAConfig().model_dump(mode="json").items()},
 }
 """Keys that are newer than some finished cells, and the value at which the code does what it did before it had them:

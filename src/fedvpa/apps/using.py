@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedvpa.apps import runs
 from fedvpa.config import ExperimentConfig, load_config
 from fedvpa.errors import UserError

@@ -11,26 +11,26 @@ from torch import Tensor
 from fedvpa.evaluation import metrics
 from fedvpa.evaluation.protocol import Panel, score_predictions
 from fedvpa.federation.rounds import TrainingState
-from fedvpa.methods.base import Context, ServerState
+from fedvpa.methods.base import ServerState
 from fedvpa.methods.fedvpa_gp import FedVPAGP, LatentPredictor
+from fedvpa.methods.fedvpa_laplace import LaplacePredictor
 from fedvpa.preferences.schema import Client
 from fedvpa.preferences.seeding import generator
 from fedvpa.variational import gaussian, prior
-from fedvpa.variational.inference import Particles
 
 KL_SAMPLES = 256
 MOST_CLIENTS = 2000
 """Up to this many, weights between clients (a square matrix) are computed and drawn."""
 
 
-def latent_metrics(predictor: LatentPredictor, context: Context, seed: int) -> dict[str, float]:
+def latent_metrics(predictor: LatentPredictor | LaplacePredictor, context: Any, seed: int) -> dict[str, float]:
     """Active units, norms and KLs of the users' posteriors at one context."""
     q = predictor.posterior(context)
     noise = torch.randn(*q.mean.shape[:-1], KL_SAMPLES, q.mean.shape[-1], generator=generator(seed, "kl"))
     samples = gaussian.sample(q, noise.to(q.mean))
     to_standard = gaussian.kl(q, gaussian.standard(q.mean)).mean()
     to_prior = to_standard
-    if predictor.method.use_prior:
+    if isinstance(predictor, LaplacePredictor) or predictor.method.use_prior:
         to_prior = prior.kl_to_mixture(q, samples, predictor.prior()).mean()
     return {
         "active_units": metrics.active_units(q.mean),
@@ -40,10 +40,10 @@ def latent_metrics(predictor: LatentPredictor, context: Context, seed: int) -> d
     }
 
 
-def zero_accuracy(predictor: LatentPredictor, panel: Panel) -> float:
+def zero_accuracy(predictor: LatentPredictor | LaplacePredictor, panel: Panel) -> float:
     """Accuracy with z = 0 for everybody."""
-    nobody = Particles.point(torch.zeros(len(panel.groups), predictor.centres.shape[-1], dtype=predictor.d.dtype))
-    return float(score_predictions(panel, predictor.predict(nobody, panel.query)).values["accuracy"])
+    users: Any = predictor.nobody(len(panel.groups))
+    return float(score_predictions(panel, predictor.predict(users, panel.query)).values["accuracy"])
 
 
 def structure(state: ServerState, groups: Tensor) -> dict[str, float | None]:
@@ -109,7 +109,7 @@ def client_groups(clients: tuple[Client, ...]) -> Tensor:
 
 
 def figures(
-    predictor: LatentPredictor,
+    predictor: LatentPredictor | LaplacePredictor,
     training: TrainingState,
     panels: dict[str, Panel],
     ids: dict[str, list[str]],
@@ -123,14 +123,14 @@ def figures(
         panel = panels.get(population)
         if panel is None:
             continue
-        q = predictor.posterior(panel.context(size))
+        q = predictor.posterior(panel.context_for(predictor, size))
         latents["ids"] += ids[population]
         latents["groups"] += [g if g >= 0 else None for g in panel.groups.tolist()]
         latents["populations"] += [population] * len(panel.groups)
         latents["means"] += q.mean.tolist()
         latents["log_vars"] += q.log_var.tolist()
     result: dict[str, Any] = {"latents": latents, "prototypes": predictor.centres.tolist(), "group_names": list(names)}
-    weights = prior_weights(predictor.method, training)
+    weights = prior_weights(predictor.method, training) if isinstance(predictor, LatentPredictor) else None
     if weights is not None:
         result["prior_weights"] = {
             "ids": ids["clients"],

@@ -22,6 +22,7 @@ from fedvpa.methods.base import Method, Owning, Pool, Predictor, Setup, torch_dt
 from fedvpa.methods.clustering import MOST
 from fedvpa.methods.fedbt import CommonPredictor
 from fedvpa.methods.fedvpa_gp import LatentPredictor
+from fedvpa.methods.fedvpa_laplace import LaplacePredictor
 from fedvpa.methods.oracle import needs_groups
 from fedvpa.methods.oracle_labels import FedVPAGPLabels
 from fedvpa.methods.registry import create
@@ -31,6 +32,7 @@ from fedvpa.preferences.sources import load_preferences
 
 REPORTED = ("seen", "unseen")
 DEFAULT_CLUSTERS = 4
+WITH_LATENT = (LatentPredictor, LaplacePredictor)
 CHOOSING_DRAWS = 4
 """Contexts per validation client on which the default inference is chosen."""
 
@@ -231,7 +233,7 @@ def validation_accuracy(method: Method, training: TrainingState, prepared: Prepa
     if panel is None:
         return None
     predictor = method.predictor(training.server, prepared.pool)
-    context = panel.context(prepared.config.federation.context_pairs)
+    context = panel.context_for(predictor, prepared.config.federation.context_pairs)
     quick = [how for how in predictor.inferences if how != "refined"]
     scored = [
         score_predictions(panel, predictor.predict(predictor.infer(context, how, panel.groups), panel.query)).values
@@ -253,9 +255,10 @@ def add_rows(run: MethodRun, prepared: Prepared, cost: dict[str, Any]) -> None:
     shared = dict(cost)
     truth = diagnostics.client_groups(prepared.data.clients["seen"])
     initial = None
-    if isinstance(run.predictor, LatentPredictor) and run.training is not None:
+    if isinstance(run.predictor, WITH_LATENT) and run.training is not None:
         shared |= diagnostics.structure(run.training.server, truth)
-        weights = diagnostics.prior_weights(run.method, run.training)
+        uses = isinstance(run.predictor, LatentPredictor)
+        weights = diagnostics.prior_weights(run.method, run.training) if uses else None
         if weights is not None:
             shared |= diagnostics.weight_metrics(weights, truth)
         initial = run.method.predictor(start(run.method, config, len(prepared.clients)).server, prepared.pool)
@@ -273,7 +276,7 @@ def add_rows(run: MethodRun, prepared: Prepared, cost: dict[str, Any]) -> None:
                 run.scores.append(scores)
         if "switching" in prepared.panels and size in (None, config.federation.context_pairs):
             run.switching.append(_switching_row(run, prepared, chosen, size))
-    if isinstance(run.predictor, LatentPredictor) and run.training is not None:
+    if isinstance(run.predictor, WITH_LATENT) and run.training is not None:
         ids = {p: [c.client_id for c in prepared.data.clients[p] if len(c.test)] for p in REPORTED}
         ids["clients"] = [c.client_id for c in prepared.data.clients["seen"]]
         run.figures = diagnostics.figures(
@@ -297,7 +300,7 @@ def choose_inference(
     def accuracy(how: str) -> float:
         total = 0.0
         for panel in panels:
-            users = predictor.infer(panel.context(size or 0), how, panel.groups)
+            users = predictor.infer(panel.context_for(predictor, size or 0), how, panel.groups)
             total += score_predictions(panel, predictor.predict(users, panel.query)).values["accuracy"]
         return total
 
@@ -309,11 +312,11 @@ def _latent_values(
 ) -> dict[str, float]:
     """What rows of every inference have in common: active units, KL and norms beside those at initialisation, and the
     accuracy with z = 0; empty without a latent."""
-    if not (isinstance(run.predictor, LatentPredictor) and isinstance(initial, LatentPredictor)):
+    if not (isinstance(run.predictor, WITH_LATENT) and isinstance(initial, WITH_LATENT)):
         return {}
     panel, config = prepared.panels[population], prepared.config
     now, before = (
-        diagnostics.latent_metrics(p, panel.context(size or 0), config.seed) for p in (run.predictor, initial)
+        diagnostics.latent_metrics(p, panel.context_for(p, size or 0), config.seed) for p in (run.predictor, initial)
     )
     if config.evaluation.protocol == "pair-leak":
         return now
@@ -350,7 +353,7 @@ def _row(
         **measured.values,
         **latent,
     }
-    if isinstance(initial, LatentPredictor):
+    if isinstance(initial, WITH_LATENT):
         if not leaking and how != "refined":
             row["flip_rate_at_init"] = measure(initial, panel, shown, how, True).values.get("flip_rate")
     elif run.method.name.startswith("oracle") or predictor is not run.predictor:
@@ -385,7 +388,7 @@ _NULLABLE = (
 
 def _switching_row(run: MethodRun, prepared: Prepared, how: str, size: int | None) -> dict[str, Any]:
     panel: Panel = prepared.panels["switching"]
-    users = run.predictor.infer(panel.context(size or 0), how, panel.groups)
+    users = run.predictor.infer(panel.context_for(run.predictor, size or 0), how, panel.groups)
     values = score_predictions(panel, run.predictor.predict(users, panel.query)).values
     keys = ("accuracy", "group_accuracy", "log_loss")
     return {

@@ -1,13 +1,15 @@
 """The honest protocol: who is inferred from what, and which predictions are scored (method.md, sections 4 and 10).
 
-A user's context is the first c pairs of one fixed random order of the user's training pairs, so contexts of growing
-size are nested and the same for every method. Queries come from other prompts; their labels never reach a latent.
+A user's context is the first c judgements of one fixed random order, so contexts of growing size are nested and the
+same for every method. Where people gave votes or ratings, a method that takes pairs gets the first c / 2 pairs, which
+are made from these c judgements. What queries have in common with contexts, `evaluation.queries` says; their labels never
+reach a latent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,8 +17,8 @@ from torch import Tensor
 
 from fedvpa.evaluation import metrics
 from fedvpa.evaluation.compare import PairScores
-from fedvpa.methods.base import Context, Predictor
-from fedvpa.preferences.schema import Client, FederatedPreferences
+from fedvpa.methods.base import Context, Judged, Predictor, judgements_of, padded_judgements, takes_judgements
+from fedvpa.preferences.schema import CHOICE, Client, FederatedPreferences, LabelledPairs
 from fedvpa.preferences.seeding import generator
 
 
@@ -33,6 +35,9 @@ class Panel:
             where groups are unknown; shuffled: (users,) position of another user.
         group_names: names of the groups.
         pool_size: number of pairs in the pool.
+        judged: the users' context as judgements, in context order; pairs_per_judgement: 0.5 where these are votes or
+            ratings, 1 where they are the pairs.
+        matched: (users, q) True where a query's two items are about equally popular; None where that is not known.
     """
 
     order: Tensor
@@ -47,21 +52,35 @@ class Panel:
     shuffled: Tensor
     group_names: tuple[str, ...]
     pool_size: int
+    judged: Judged
+    pairs_per_judgement: float = 1.0
+    matched: Tensor | None = None
 
     @property
     def grouped(self) -> bool:
         return bool((self.groups >= 0).all()) and len(self.group_names) > 1
 
     def context(self, size: int, exchanged: bool = False) -> Context:
-        """The first `size` pairs of each user; `exchanged` turns every label over."""
-        width = min(size, self.order.shape[1])
+        """The pairs of the first `size` judgements of each user; `exchanged` turns every label over."""
+        width = min(int(size * self.pairs_per_judgement), self.order.shape[1])
         mask = torch.arange(width) < self.counts.unsqueeze(-1)
         y = self.y[:, :width]
         return Context(self.order[:, :width], -y if exchanged else y, mask)
 
+    def judgements(self, size: int, exchanged: bool = False) -> Judged:
+        """The first `size` judgements of each user as they were given."""
+        first = Judged(*(t[:, :size] for t in self.judged))
+        return first._replace(y=-first.y) if exchanged else first
+
+    def context_for(self, predictor: Any, size: int, exchanged: bool = False) -> Any:
+        """What `predictor` infers users from: their judgements as given, or pairs."""
+        return (self.judgements if takes_judgements(predictor) else self.context)(size, exchanged)
+
 
 def context_order(client: Client, seed: int) -> Tensor:
-    """The fixed random order of a user's training pairs, of which contexts are the beginning."""
+    """The fixed order of a user's training pairs, of which contexts are the beginning: random, or the judgements' own."""
+    if client.judgements is not None:
+        return torch.arange(len(client.train))
     return torch.randperm(len(client.train), generator=generator(seed, "context", client.client_id))
 
 
@@ -77,6 +96,11 @@ def make_panel(data: FederatedPreferences, clients: Sequence[Client], seed: int,
     counts = torch.tensor([len(c.test) for c in clients])
     mask = torch.arange(query.shape[1]) < counts.unsqueeze(-1)
     groups = torch.tensor([-1 if c.group is None else c.group for c in clients])
+    ordered = [
+        replace(c, train=LabelledPairs(c.train.index[o], c.train.y[o])) for c, o in zip(clients, orders, strict=True)
+    ]
+    given = [judgements_of(c, data.item_rows[1]) for c in ordered]
+    single = any(bool((j.kind != CHOICE).any()) for j in given)
     return Panel(
         order=pad([c.train.index[o] for c, o in zip(clients, orders, strict=True)], torch.int64),
         y=pad([c.train.y[o] for c, o in zip(clients, orders, strict=True)], dtype),
@@ -90,6 +114,9 @@ def make_panel(data: FederatedPreferences, clients: Sequence[Client], seed: int,
         shuffled=torch.arange(len(clients)).roll(1),
         group_names=data.groups,
         pool_size=len(data.pairs),
+        judged=padded_judgements(given, dtype),
+        pairs_per_judgement=0.5 if single else 1.0,
+        matched=None if data.matched is None else data.matched[query] & mask,
     )
 
 
@@ -128,12 +155,15 @@ def score_predictions(panel: Panel, p: Tensor) -> Measured:
     known = [g for g in per_group if g is not None]
     conflict = metrics.per_user(hit, panel.conflict.double())
     conflict = conflict[~conflict.isnan()]
+    matched = metrics.per_user(hit, mask if panel.matched is None else panel.matched.double())
+    matched = matched[~matched.isnan()]
     real = panel.query_mask
     values = {
         "accuracy": float(accuracy.mean()),
         "worst_group_accuracy": min(known) if known else None,
         "group_accuracy": dict(zip(panel.group_names, per_group, strict=True)) if known else None,
         "conflict_accuracy": float(conflict.mean()) if len(conflict) else None,
+        "matched_accuracy": float(matched.mean()) if panel.matched is not None and len(matched) else None,
         "log_loss": float(metrics.per_user(metrics.log_loss(p, panel.query_y), mask).mean()),
         "ece": metrics.expected_calibration_error(p[real], panel.query_y[real], share[real]),
     }
@@ -148,7 +178,9 @@ def measure_leaking(predictor: Predictor, panel: Panel, inference: str) -> Measu
     """The leaking protocol, for comparison only: each query's latent is inferred from that very pair and its label."""
     shape = panel.query.shape
     index, y = panel.query.reshape(-1, 1), panel.query_y.reshape(-1, 1)
-    context = Context(index, y, panel.query_mask.reshape(-1, 1))
+    context: Any = Context(index, y, panel.query_mask.reshape(-1, 1))
+    if takes_judgements(predictor):
+        context = predictor.choices(context)
     users = predictor.infer(context, inference, panel.groups.repeat_interleave(shape[1]))
     return score_predictions(panel, predictor.predict(users, index).reshape(shape))
 
@@ -159,7 +191,7 @@ def measure(predictor: Predictor, panel: Panel, size: int, inference: str, perso
     Args:
         personal: whether predictions depend on the user; else the metrics of latent use stay null.
     """
-    users = predictor.infer(panel.context(size), inference, panel.groups)
+    users = predictor.infer(panel.context_for(predictor, size), inference, panel.groups)
     own = predictor.predict(users, panel.query)
     result = score_predictions(panel, own)
     if not personal:
@@ -173,7 +205,7 @@ def measure(predictor: Predictor, panel: Panel, size: int, inference: str, perso
     if panel.grouped:
         extra["switch_gap"] = result.values["accuracy"] - accuracy(panel.opposite)
     if size > 0:
-        mirrored = predictor.infer(panel.context(size, exchanged=True), inference, panel.groups)
+        mirrored = predictor.infer(panel.context_for(predictor, size, exchanged=True), inference, panel.groups)
         extra["flip_rate"] = flip_rate(panel, own, predictor.predict(mirrored, panel.query))
     return Measured(result.values | extra, result.scores)
 

@@ -26,7 +26,7 @@ class Row(_Strict):
     population: Literal["seen", "unseen"] = Field(
         description="`seen`: users that took part in training; `unseen`: users that never did."
     )
-    inference: Literal["amortised", "mixture", "refined", "none"] = Field(
+    inference: Literal["amortised", "mixture", "refined", "gaussian", "none"] = Field(
         description="How the user's latent is inferred from the context; `none` for methods without a latent."
     )
     default: bool = Field(
@@ -60,6 +60,9 @@ class Row(_Strict):
         "privacy is off, or something is sent without noise.",
     )
     conflict_accuracy: float | None = Field(None, description="Accuracy on the pairs on which groups disagree.")
+    matched_accuracy: float | None = Field(
+        None, description="Accuracy on queries of two items that are about equally popular (`evaluation.matched`)."
+    )
     group_accuracy: dict[str, float | None] | None = Field(None, description="Accuracy per true group, by name.")
     shuffled_accuracy: float | None = Field(None, description="Accuracy with the latent of another user, at random.")
     zero_accuracy: float | None = Field(None, description="Accuracy with z = 0.")
@@ -112,7 +115,7 @@ class Summary(_Strict):
 
     method: str = Field(description="The method.")
     population: Literal["seen", "unseen"] = Field(description="As in a row.")
-    inference: Literal["amortised", "mixture", "refined", "none", "varies"] = Field(
+    inference: Literal["amortised", "mixture", "refined", "gaussian", "none", "varies"] = Field(
         description="As in a row; `varies` where validation chose different inferences for different seeds (such an "
         "entry is the default, and holds each seed's own choice)."
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedvpa.config import ExperimentConfig
-from fedvpa.methods.base import Upload
+from fedvpa.methods.base import Download, Judging, Method, Upload
 from fedvpa.variational.selector import Theta
 
 
@@ -45,21 +45,44 @@ class Field:
 Fields = Mapping[str, Field]
 
 
-def upload_fields(theta: Theta, latent: int, metrics: Iterable[str], config: ExperimentConfig) -> dict[str, Field]:
+def upload_fields(
+    theta: Theta,
+    latent: int,
+    metrics: Iterable[str],
+    config: ExperimentConfig,
+    sums: Mapping[str, tuple[int, ...]] | None = None,
+) -> dict[str, Field]:
     """A round's upload; with privacy on there are no metrics, and every number of examples is 1.
 
     Args:
         theta: the parameters that the client received, without a client dimension.
-        latent: dimensions of z; metrics: names of the scalars that the method reports.
+        latent: dimensions of uploaded posteriors; metrics: names of the scalars that the method reports.
+        sums: shapes of the statistics of which only sums are used (`Judging.sums_shapes`).
     """
+    norm = config.defence.max_posterior_norm
+    sum_bounds = {
+        "people": (1.0, 1.0),
+        "count": (0.0, 1 + 1e-3),
+        "first": (-norm, norm),
+        "second": (0.0, norm**2),
+    }
     dtype, limits, private = next(iter(theta.values())).dtype, config.defence, config.privacy.on
     return {
         **{f"theta.{k}": Field(tuple(v.shape), v.dtype) for k, v in theta.items()},
         "means": Field((latent,), dtype, norm=limits.max_posterior_norm),
         "variances": Field((latent,), dtype, 0, limits.max_posterior_norm**2),
+        **{
+            f"sums.{k}": Field(shape, dtype, *sum_bounds.get(k, (0.0, norm * config.defence.max_pairs)))
+            for k, shape in (sums or {}).items()
+        },
         "counts": Field((), torch.int64, 1, 1 if private else limits.max_pairs),
         **({} if private else {f"metrics.{k}": Field((), dtype) for k in metrics}),
     }
+
+
+def sums_of(method: Method, download: Download) -> Mapping[str, tuple[int, ...]]:
+    """Shapes of the sums that a method's clients upload; none for most methods."""
+    return method.sums_shapes(download) if isinstance(method, Judging) else {}
 
 
 def upload_arrays(upload: Upload) -> dict[str, Tensor]:
@@ -68,6 +91,7 @@ def upload_arrays(upload: Upload) -> dict[str, Tensor]:
         **{f"theta.{k}": v for k, v in upload.theta.items()},
         "means": upload.means,
         "variances": upload.variances,
+        **{f"sums.{k}": v for k, v in upload.sums.items()},
         "counts": upload.counts.to(torch.int64),
         **{f"metrics.{k}": v for k, v in upload.metrics.items()},
     }

@@ -29,7 +29,7 @@ from fedvpa.config import ExperimentConfig, PrivacyConfig
 from fedvpa.errors import UserError
 from fedvpa.federation.aggregate import Mean, weighted_change
 from fedvpa.federation.moments import Moments, Standardizer, client_moments, combine
-from fedvpa.methods.base import Method, Surveying, Upload
+from fedvpa.methods.base import Judging, Method, Surveying, Upload
 from fedvpa.methods.oracle_labels import FedVPAGPLabels
 from fedvpa.preferences.seeding import generator
 from fedvpa.variational.selector import Theta
@@ -193,9 +193,10 @@ def check(method: Method, config: ExperimentConfig) -> None:
     """Refuses methods whose clients send what no mechanism here covers.
 
     Raises:
-        UserError: privacy is on for a method with surveys, with all data in one place, or that knows the true groups.
+        UserError: privacy is on for a method with surveys, with sums that nothing clips yet, with all data in one
+            place, or that knows the true groups.
     """
-    uncovered = isinstance(method, (Surveying, FedVPAGPLabels)) or getattr(method, "joint", False)
+    uncovered = isinstance(method, (Surveying, Judging, FedVPAGPLabels)) or getattr(method, "joint", False)
     if config.privacy.on and uncovered:
         problem = f"{method.name} sends more than the privacy account covers"
         raise UserError(problem, "choose another method, or leave the privacy section empty", field="privacy")

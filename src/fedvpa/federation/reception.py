@@ -11,7 +11,14 @@ from torch import Tensor
 from fedvpa.config import DefenceConfig, ExperimentConfig
 from fedvpa.federation import robust
 from fedvpa.federation.aggregate import concatenate, of_model
-from fedvpa.federation.declared import form_problem, update_norms, upload_arrays, upload_fields, upload_problems
+from fedvpa.federation.declared import (
+    form_problem,
+    sums_of,
+    update_norms,
+    upload_arrays,
+    upload_fields,
+    upload_problems,
+)
 from fedvpa.methods.base import Method, ServerState, Upload
 from fedvpa.variational.selector import Theta
 
@@ -85,7 +92,8 @@ def _within_bounds(
 ) -> Upload | None:
     theta, arrays = received_theta(state.theta, part.model), upload_arrays(part)
     plain = {k: v[0] for k, v in theta.items()}
-    fields = upload_fields(plain, state.means.shape[1], method.metric_names, config)
+    sums = sums_of(method, method.broadcast(state))
+    fields = upload_fields(plain, state.means.shape[1], method.metric_names, config, sums)
     form = form_problem(arrays, fields, len(part.ids))
     if form is not None:
         rejected |= dict.fromkeys(part.ids.tolist(), form)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from fedvpa.methods.base import (
     Surveying,
     Upload,
     draw_noise,
+    examples,
     judgements_of,
     padded_judgements,
 )
@@ -97,6 +99,7 @@ class ClientData:
         self.index = torch.zeros(len(clients), width, dtype=torch.int64)
         self.y = torch.zeros(len(clients), width, dtype=pool.items.dtype)
         self._clients = clients
+        self.examples = torch.tensor([examples(c) for c in clients])
         for i, c in enumerate(clients):
             self.index[i, : len(c.train)] = c.train.index
             self.y[i, : len(c.train)] = c.train.y.to(self.y.dtype)
@@ -142,7 +145,7 @@ class JudgementData:
 
     def __init__(self, pool: Pool, clients: Sequence[Client], ids: Tensor) -> None:
         self.pool, self.ids = pool, ids
-        self.judged = padded_judgements([judgements_of(c, pool) for c in clients], pool.items.dtype)
+        self.judged = padded_judgements([judgements_of(c, pool.pairs) for c in clients], pool.items.dtype)
         self.counts = (self.judged.weight > 0).sum(-1)
 
     def batch(self, rows: Tensor) -> JudgementBatch:
@@ -152,9 +155,7 @@ class JudgementData:
         used, place = torch.cat([first, second.clamp(min=0)], 1).unique(return_inverse=True)
         first, other = place.chunk(2, 1)
         second = torch.where(second < 0, -1, other)
-        return JudgementBatch(
-            self.ids[rows], self.pool.items[used], first, second, y, rated, weight, self.counts[rows]
-        )
+        return JudgementBatch(self.ids[rows], self.pool.items[used], first, second, y, rated, weight, self.counts[rows])
 
 
 def sample_clients(config: ExperimentConfig, total: int, round: int, available: Tensor | None = None) -> Tensor:
@@ -204,7 +205,7 @@ def run_clients(
 
 
 def only_sums_matter(config: ExperimentConfig) -> bool:
-    """Whether a round uses its clients' uploads as a weighted sum alone: nothing is clipped, checked, robust or faulty."""
+    """Whether a round uses its clients' uploads as a weighted sum alone: nothing is clipped, checked or faulty."""
     plain = config.federation.aggregation == "mean" and config.federation.engine == "vectorized"
     return plain and not config.privacy.on and not config.faults.kinds and not config.defence.reject
 
@@ -236,7 +237,7 @@ def train_clients(
         part = part.sort().values
         noise = round_noise(method, config, data, part, download.round)
         mine = {k: v[part] for k, v in private.items()}
-        batch = data.judgements.batch(part) if isinstance(method, Judging) else data.batch(part)
+        batch: Any = data.judgements.batch(part) if isinstance(method, Judging) else data.batch(part)
         upload, changed = method.client_update(download, mine, batch, noise)
         uploads.append(privacy.protect(upload, download.theta, config, download.round, secret))
         for k, v in changed.items():
@@ -334,7 +335,7 @@ def _receive(
     if struck:
         first = method.init_server(generator(config.seed, "init")).theta
         parts = faults.inject(config, server, first, sent, struck)
-    return receive(method, server, parts, config, data.counts)
+    return receive(method, server, parts, config, data.examples)
 
 
 def _tally(struck: faults.Struck, reception: Reception) -> dict[str, int]:

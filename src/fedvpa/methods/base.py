@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -95,7 +95,7 @@ class Judged(NamedTuple):
     """Judgements of several people, padded: what they are inferred from, or what a client trains on.
 
     Attributes:
-        first: (users, n) rows of the pool's items; second: the same of a choice's other item, -1 for a vote or a rating.
+        first: (users, n) rows of the pool's items; second: the same of a choice's other item, -1 where there is none.
         y: (users, n) +1 or -1, or a rating; rated: (users, n) True where it is one.
         weight: (users, n) how much a judgement counts; 0 in the padding.
     """
@@ -189,11 +189,15 @@ class LocalNoise(NamedTuple):
     keep: Tensor
 
 
-def judgements_of(client: Client, pool: Pool) -> Judgements:
-    """What a client judged, in the order in which contexts take it: votes and ratings, or its pairs as choices."""
+def judgements_of(client: Client, pairs: Tensor) -> Judgements:
+    """What a client judged, in the order in which contexts take it: votes and ratings, or its pairs as choices.
+
+    Args:
+        pairs: (pairs, 2) items of all pairs.
+    """
     if client.judgements is not None:
         return client.judgements
-    return Judgements.choices(pool.pairs[client.train.index].cpu(), client.train.y)
+    return Judgements.choices(pairs[client.train.index].cpu(), client.train.y)
 
 
 def padded_judgements(people: Sequence[Judgements], dtype: torch.dtype) -> Judged:
@@ -220,6 +224,12 @@ class NoiseSpec:
     peers: int
     features: int
     dropout: float
+    subsets: int = SUBSETS
+
+
+def examples(client: Client) -> int:
+    """How many training examples a client holds, as pairs or as judgements, whichever are more."""
+    return max(len(client.train), 0 if client.judgements is None else len(client.judgements))
 
 
 def draw_noise(spec: NoiseSpec, pairs: int, padded: int, generator: torch.Generator) -> LocalNoise:
@@ -240,7 +250,7 @@ def draw_noise(spec: NoiseSpec, pairs: int, padded: int, generator: torch.Genera
     normal = torch.randn(1, spec.steps, spec.samples, spec.dim, generator=generator)
     uniform = torch.rand(1, spec.steps, spec.peers, generator=generator)
     gumbel = -(-uniform.clamp(min=1e-10).log()).log()
-    subset = ranks(SUBSETS) < sizes(SUBSETS).unsqueeze(-1)
+    subset = ranks(spec.subsets) < sizes(spec.subsets).unsqueeze(-1)
     width = spec.features if spec.dropout > 0 else 0
     keep = torch.rand(1, spec.steps, width, generator=generator) >= spec.dropout
     return LocalNoise(rank, size, normal, gumbel, subset, keep)
@@ -372,6 +382,20 @@ class Predictor(Protocol):
     def rows(self, users: Any, order: Tensor) -> Any:
         """The inferred users at positions `order`, for prediction with somebody else's latent."""
         ...
+
+
+@runtime_checkable
+class JudgementPredictor(Protocol):
+    """What a predictor adds that infers people from judgements as they were given (`Judged`)."""
+
+    def choices(self, context: Context) -> Judged:
+        """Labelled pairs as judgements."""
+        ...
+
+
+def takes_judgements(predictor: Predictor) -> TypeGuard[JudgementPredictor]:
+    """Whether a predictor infers people from `Judged` instead of a `Context` of pairs."""
+    return isinstance(predictor, JudgementPredictor)
 
 
 @runtime_checkable

@@ -109,9 +109,7 @@ class VotePredictor(CommonPredictor):
     @torch.no_grad()
     def __init__(self, selectors: list[Theta], pool: Pool) -> None:
         differences = [pool.differences(partial(embed, t)) for t in selectors]
-        each = [
-            torch.sigmoid(score(t, d, None, pool.base_logit)) for t, d in zip(selectors, differences, strict=True)
-        ]
+        each = [torch.sigmoid(score(t, d, None, pool.base_logit)) for t, d in zip(selectors, differences, strict=True)]
         self.p = majority(torch.stack(each))
 
 

@@ -473,6 +473,6 @@ class LatentPredictor:
     def rows(self, users: Particles, order: Tensor) -> Particles:
         return select(users, order)
 
-    def nobody(self, users: Particles) -> Particles:
+    def nobody(self, users: int) -> Particles:
         """The latent 0 for every user."""
-        return Particles.point(torch.zeros_like(users.mean))
+        return Particles.point(self.d.new_zeros(users, self.centres.shape[-1]))

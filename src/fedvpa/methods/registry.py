@@ -16,6 +16,7 @@ from fedvpa.methods.fedbt import FedBT
 from fedvpa.methods.feddpo import FedDPO
 from fedvpa.methods.fedpdpo import FedPDPO
 from fedvpa.methods.fedvpa_gp import FedVPAGP
+from fedvpa.methods.fedvpa_laplace import FedVPALaplace
 from fedvpa.methods.fedvpl import FedVPL, FedVPLOrtho, FedVPLPrior
 from fedvpa.methods.local import Local
 from fedvpa.methods.oracle import Oracle, OracleClients
@@ -28,6 +29,7 @@ Direct = Local | Oracle
 CLASSES = {
     c.name: c
     for c in (
+        FedVPALaplace,
         FedVPAGP,
         FedVPL,
         FedVPLPrior,

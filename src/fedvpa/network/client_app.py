@@ -18,7 +18,7 @@ from fedvpa.evaluation import metrics
 from fedvpa.evaluation.protocol import make_panel
 from fedvpa.federation import declared
 from fedvpa.federation.rounds import train_clients
-from fedvpa.methods.base import Method, Private
+from fedvpa.methods.base import Method, Private, examples
 from fedvpa.methods.registry import class_of
 from fedvpa.network import messages
 from fedvpa.network.messages import Refusal, Reply, Stamp
@@ -90,7 +90,8 @@ def train(node: Node, content: RecordDict) -> RecordDict:
     for i, user in enumerate(users):
         store.save(user, task.download.round, {k: v[i : i + 1] for k, v in private.items()}, task.keep_from)
     arrays, theta = declared.upload_arrays(upload), task.download.theta
-    fields = declared.upload_fields(theta, upload.means.shape[1], method.metric_names, node.config)
+    latent, sums = upload.means.shape[1], declared.sums_of(method, task.download)
+    fields = declared.upload_fields(theta, latent, method.metric_names, node.config, sums)
     bad = declared.upload_problems(arrays, fields, theta, node.config, _counts(clients))
     return messages.write_reply(Reply(users, arrays, gone), fields, bad, task.stamp)
 
@@ -114,7 +115,8 @@ def evaluate(node: Node, content: RecordDict) -> RecordDict:
     pool = node.pool(task.standardizer)
     panel = make_panel(node.data, [clients[i] for i in asked], node.config.seed, pool.items.dtype)
     predictor = method.predictor(read_clusters(content, task.download), pool)
-    context, mask = panel.context(node.config.federation.context_pairs), panel.query_mask.double()
+    mask = panel.query_mask.double()
+    context = panel.context_for(predictor, node.config.federation.context_pairs)
     accuracy = []
     for how in inferences_of(method):
         p = predictor.predict(predictor.infer(context, how, panel.groups), panel.query)
@@ -135,8 +137,8 @@ def _here(node: Node, task: Task) -> tuple[tuple[str, ...], Tensor, list[Client]
 
 
 def _counts(clients: Sequence[Client]) -> Tensor:
-    """(users,) numbers of training pairs."""
-    return torch.tensor([len(c.train) for c in clients])
+    """(users,) numbers of training examples."""
+    return torch.tensor([examples(c) for c in clients])
 
 
 def _method(node: Node, task: Task) -> Method:

@@ -101,7 +101,8 @@ def as_upload(arrays: Mapping[str, Tensor], ids: Tensor) -> Upload:
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
-    return Upload(ids, part("theta."), arrays["means"], arrays["variances"], arrays["counts"], part("metrics."))
+    means, variances, counts = (arrays[k] for k in ("means", "variances", "counts"))
+    return Upload(ids, part("theta."), means, variances, counts, part("metrics."), sums=part("sums."))
 
 
 def moments_arrays(moments: Sequence[Moments]) -> dict[str, Tensor]:

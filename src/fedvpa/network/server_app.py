@@ -144,7 +144,8 @@ class Server:
     def _round(self, method: Method, state: TrainingState) -> Upload:
         """A round's sound uploads. Clients that have sent one are not asked again when too few have."""
         round, download = state.server.round, method.broadcast(state.server)
-        fields = declared.upload_fields(download.theta, download.means.shape[-1], method.metric_names, self.config)
+        latent, sums = state.server.means.shape[-1], declared.sums_of(method, download)
+        fields = declared.upload_fields(download.theta, latent, method.metric_names, self.config, sums)
         sound: list[Upload] = []
         for attempt in range(self.limits.retries + 1):
             if attempt:

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from fedvpa.federation.moments import Standardizer
-from fedvpa.methods.base import Download, Method, ServerState
+from fedvpa.methods.base import Download, Judging, Method, ServerState
 from fedvpa.methods.components import Own
 from fedvpa.network.messages import PROTOCOL, Field, Refusal, Stamp, read_arrays, write_arrays
 
@@ -131,6 +131,8 @@ def read_clusters(content: RecordDict, download: Download) -> ServerState:
 
 def inferences_of(method: Method) -> tuple[str, ...]:
     """Inferences that clients compare; refining a latent takes too long for a question in passing."""
+    if isinstance(method, Judging):
+        return ("mixture", "gaussian")
     return ("amortised", "mixture") if method.latent else ("none",)
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedvpa.variational.gaussian import LOG_2PI
+from fedvpa.variational.gaussian import LOG_2PI, Gaussian, moment_match
 
 STEPS = 8
 """Newton steps from a component's mean to the mode."""
@@ -131,7 +131,7 @@ def infer(seen: Observations, prior: Prior, noise: Noise, steps: int = STEPS) ->
     Returns:
         (people, K) posteriors.
     """
-    people, _, dim = seen.slope.shape
+    people = len(seen.slope)
     precision = 1 / prior.variances
     z = prior.means.expand(people, -1, -1)
     score = seen.offset.unsqueeze(-2) + z @ seen.slope.mT
@@ -226,3 +226,22 @@ def maximise(total: Sums, floor: float, shrink: float = 0.0) -> Prior:
     second = (total.second + shrink) / (count + shrink)
     weights = (total.count + shrink) / (total.count + shrink).sum()
     return Prior(weights.clamp(min=1e-12).log(), means, (second - means**2).clamp(min=floor))
+
+
+def split(prior: Prior, components: int, generator: torch.Generator) -> Prior:
+    """K components in the place of one Gaussian: means drawn from it, half its variances each, equal weights."""
+    mean, variance = prior.means[0], prior.variances[0]
+    noise = torch.randn(components, len(mean), generator=generator).to(mean)
+    weights = torch.full((components,), -math.log(components), dtype=mean.dtype)
+    return Prior(weights, mean + variance.sqrt() * noise, (variance / 2).expand(components, -1).clone())
+
+
+def moment_matched(prior: Prior) -> Prior:
+    """The one diagonal Gaussian with the mixture's mean and variances."""
+    matched = moment_match(prior.log_weights.exp(), prior.means, prior.variances)
+    return Prior(torch.zeros_like(prior.log_weights[:1]), matched.mean.unsqueeze(0), matched.var.unsqueeze(0))
+
+
+def moments(posterior: Posterior) -> Gaussian:
+    """The diagonal Gaussian (..., dim) with a mixture posterior's mean and variances."""
+    return moment_match(posterior.log_weights.exp(), posterior.means, posterior.variances())

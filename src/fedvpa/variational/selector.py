@@ -68,7 +68,7 @@ def init_theta(sizes: Sizes, generator: torch.Generator) -> Theta:
 
 
 def embed(theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """The feature map g of single items, one layer with GELU. x: (..., items, D) standardised features -> (..., items, h)"""
+    """The feature map g of single items, a layer with GELU. x: (..., items, D) standardised -> (..., items, h)"""
     return F.gelu(linear(x, theta, "features"))
 
 
