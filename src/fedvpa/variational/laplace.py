@@ -19,6 +19,8 @@ from fedvpa.variational.gaussian import LOG_2PI, Gaussian, moment_match
 
 STEPS = 8
 """Newton steps from a component's mean to the mode."""
+CONVERGED = 1e-3
+"""Newton's error is quadratic: after a step that moved no score by more, the mode is exact to about 1e-6."""
 LARGEST_MOVE = 3.0
 """A step is scaled so that no score moves by more; undamped steps diverged in some runs."""
 
@@ -117,41 +119,65 @@ def _derivatives(score: Tensor, seen: Observations, noise: Noise) -> tuple[Tenso
     return first * weight, second * weight
 
 
-def infer(seen: Observations, prior: Prior, noise: Noise, steps: int = STEPS) -> Posterior:
-    """The posterior of each person.
+def as_posterior(prior: Prior, people: int) -> Posterior:
+    """What is believed of people before they judged anything: r = pi, z_k = m_k, H_k = diag(1 / v_k)."""
+    root = torch.diag_embed(prior.variances.rsqrt())
+    each = (prior.log_weights, prior.means, root, torch.zeros_like(prior.log_weights))
+    return Posterior(*(t.expand(people, *t.shape) for t in each))
 
-    1. z_k = argmax of the log likelihood + log N(z; m_k, v_k), by damped Newton steps from m_k.
-    2. H_k = diag(1 / v_k) + sum_i curvature_i u_i u_i^T at z_k.
-    3. e_k = log likelihood(z_k) - 1/2 (z_k - m_k)^T diag(1/v_k) (z_k - m_k) - 1/2 sum log v_k - 1/2 log det H_k;
-       r_k = softmax_k(log pi_k + e_k).
+
+def infer(seen: Observations, prior: Prior, noise: Noise, steps: int = STEPS) -> Posterior:
+    """The posterior of each person from all of its judgements; see `update`. seen: (people, n)"""
+    return update(as_posterior(prior, len(seen.y)), seen, noise, steps)
+
+
+def update(before: Posterior, seen: Observations, noise: Noise, steps: int = STEPS) -> Posterior:
+    """The posterior after further judgements, from the one before them, which stands in for the older ones.
+
+    With N(m_k, P_k^-1) for the components before:
+
+    1. z_k = argmax of the log likelihood + log N(z; m_k, P_k^-1), by damped Newton steps from m_k.
+    2. H_k = P_k + sum_i curvature_i u_i u_i^T at z_k.
+    3. e_k = log likelihood(z_k) - 1/2 (z_k - m_k)^T P_k (z_k - m_k) + 1/2 log det P_k - 1/2 log det H_k;
+       r_k is proportional to the weight before times exp(e_k).
 
     Args:
-        seen: (people, n) padded. Without observations r = pi, z_k = m_k, H_k = diag(1 / v_k).
-
-    Returns:
-        (people, K) posteriors.
+        before: (people, K); seen: (people, n) padded. Without observations nothing changes.
+        steps: Newton steps at most; they end when no score moves by more than `CONVERGED`.
     """
-    people = len(seen.slope)
-    precision = 1 / prior.variances
-    z = prior.means.expand(people, -1, -1)
+    if not seen.y.shape[-1]:
+        return before
+    precision = before.root @ before.root.mT
+    z, root = before.means, before.root
     score = seen.offset.unsqueeze(-2) + z @ seen.slope.mT
-    root = torch.diag_embed(precision.sqrt()).expand(people, -1, -1, -1)
+    moved = torch.ones_like(score)
     for step in range(steps + 1):
         first, second = _derivatives(score, seen, noise)
-        hessian = (second.unsqueeze(-1) * seen.slope.unsqueeze(-3)).mT @ seen.slope.unsqueeze(-3)
-        hessian.diagonal(dim1=-2, dim2=-1).add_(precision)
-        root = torch.linalg.cholesky(hessian)
-        if step == steps:
+        root = torch.linalg.cholesky(
+            (second.unsqueeze(-1) * seen.slope.unsqueeze(-3)).mT @ seen.slope.unsqueeze(-3) + precision
+        )
+        if step == steps or bool(moved.abs().max() < CONVERGED):
             break
-        gradient = first @ seen.slope - (z - prior.means) * precision
+        gradient = first @ seen.slope - _times(precision, z - before.means)
         move = torch.cholesky_solve(gradient.unsqueeze(-1), root).squeeze(-1)
         moved = move @ seen.slope.mT
-        scale = (LARGEST_MOVE / moved.abs().amax(-1, keepdim=True).clamp(min=LARGEST_MOVE)) if moved.shape[-1] else 1.0
-        z, score = z + scale * move, score + scale * moved
-    distance = ((z - prior.means) ** 2 * precision).sum(-1) + prior.variances.log().sum(-1)
-    log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    evidence = log_likelihood(score, seen, noise).sum(-1) - 0.5 * (distance + log_det)
-    return Posterior((prior.log_weights + evidence).log_softmax(-1), z, root, evidence)
+        scale = LARGEST_MOVE / moved.abs().amax(-1, keepdim=True).clamp(min=LARGEST_MOVE)
+        moved = scale * moved
+        z, score = z + scale * move, score + moved
+    away = z - before.means
+    distance = (away * _times(precision, away)).sum(-1)
+    evidence = log_likelihood(score, seen, noise).sum(-1) - 0.5 * distance + _log_root(before.root) - _log_root(root)
+    return Posterior((before.log_weights + evidence).log_softmax(-1), z, root, before.evidence + evidence)
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """(..., dim, dim) times (..., dim)."""
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def _log_root(root: Tensor) -> Tensor:
+    """1/2 log det of the precision with the Cholesky factor (..., dim, dim)."""
+    return root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 def predict(posterior: Posterior, slope: Tensor, offset: Tensor) -> Tensor:
