@@ -387,7 +387,11 @@ class LaplaceConfig(Section):
     of it is one gradient of a whole likelihood, not several local steps."""
 
     rounds: int = Field(300, ge=1, description="Rounds.")
-    learning_rate: float = Field(2e-3, gt=0, description="The server's Adam's; it falls linearly to nothing.")
+    learning_rate: float = Field(
+        5e-4,
+        gt=0,
+        description="The server's Adam's for few judgements; four times as much for many. It falls linearly to nothing.",
+    )
     dropout: float = Field(0.5, ge=0, lt=1, description="Share of the input features left out in a round.")
     samples: int = Field(4, ge=1, description="S, posterior samples.")
     prior_start: float = Field(0.07, ge=0, le=1, description="Share of the rounds with N(0, I) before EM on the prior.")

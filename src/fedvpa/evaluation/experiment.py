@@ -22,13 +22,14 @@ from fedvpa.methods.base import Method, Owning, Pool, Predictor, Setup, torch_dt
 from fedvpa.methods.clustering import MOST
 from fedvpa.methods.fedbt import CommonPredictor
 from fedvpa.methods.fedvpa_gp import LatentPredictor
-from fedvpa.methods.fedvpa_laplace import LaplacePredictor
+from fedvpa.methods.fedvpa_laplace import CALIBRATION, FedVPALaplace, LaplacePredictor
 from fedvpa.methods.oracle import needs_groups
 from fedvpa.methods.oracle_labels import FedVPAGPLabels
 from fedvpa.methods.registry import create
 from fedvpa.preferences.schema import Client, FederatedPreferences
 from fedvpa.preferences.seeding import derive_seed
 from fedvpa.preferences.sources import load_preferences
+from fedvpa.variational import laplace
 
 REPORTED = ("seen", "unseen")
 DEFAULT_CLUSTERS = 4
@@ -110,10 +111,11 @@ def prepare(
     base = None if features.base_logit is None else features.base_logit.to(dtype)
     pool = Pool(standardizer(features.items).to(dtype), features.pairs, base)
     populations: dict[str, tuple[Client, ...]] = {**data.clients, "switching": data.switching}
-    panels = {name: make_panel(data, clients, config.seed, dtype) for name, clients in populations.items() if clients}
+    asked = {name: clients for name, clients in populations.items() if any(len(c.test) for c in clients)}
+    panels = {name: make_panel(data, clients, config.seed, dtype) for name, clients in asked.items()}
     choosing = tuple(
         make_panel(data, data.clients["validation"], derive_seed(config.seed, "choosing", draw), dtype)
-        for draw in range(CHOOSING_DRAWS if data.clients["validation"] else 0)
+        for draw in range(CHOOSING_DRAWS if "validation" in asked else 0)
     )
     clients = ClientData(pool, data.clients["seen"])
     return Prepared(config, data, standardizer, messages[0].bytes(), pool, clients, panels, choosing)
@@ -185,7 +187,7 @@ def run_method(
         if on_round is not None:
             on_round(report, now, values)
 
-    training = trainer(method, config, prepared.clients, state, after)
+    training = calibrated(method, trainer(method, config, prepared.clients, state, after), prepared)
     predictor = method.predictor(training.server, prepared.pool)
     run = MethodRun(method, predictor, training)
     federated = method.federated
@@ -202,6 +204,23 @@ def run_method(
         },
     )
     return run
+
+
+def calibrated(method: Method, training: TrainingState, prepared: Prepared) -> TrainingState:
+    """The state with the predictions of `fedvpa-laplace` calibrated on validation people, over all context sizes."""
+    if not isinstance(method, FedVPALaplace) or "validation" not in prepared.panels:
+        return training
+    theta = {**training.server.theta, **dict.fromkeys(CALIBRATION, torch.ones((), dtype=prepared.pool.items.dtype))}
+    predictor = method.predictor(replace(training.server, theta=theta), prepared.pool)
+    answers = []
+    for size in prepared.config.evaluation.context_sizes:
+        how = choose_inference(predictor, predictor.inferences, prepared.choosing, size)
+        for panel in prepared.choosing:
+            users = predictor.infer(panel.judgements(size), how)
+            answers.append(predictor.answers(users, panel.query, panel.query_y, panel.query_mask))
+    found = laplace.calibrate(answers)
+    theta |= {k: v.to(theta[k].dtype) for k, v in zip(CALIBRATION, found, strict=True)}
+    return replace(training, server=replace(training.server, theta=theta))
 
 
 def fault_counts(training: TrainingState) -> dict[str, int]:

@@ -2,8 +2,8 @@
 
 A user's context is the first c judgements of one fixed random order, so contexts of growing size are nested and the
 same for every method. Where people gave votes or ratings, a method that takes pairs gets the first c / 2 pairs, which
-are made from these c judgements. What queries have in common with contexts, `evaluation.queries` says; their labels never
-reach a latent.
+are made from these c judgements. What queries have in common with contexts, `evaluation.queries` says; their labels
+never reach a latent.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Panel:
 
 
 def context_order(client: Client, seed: int) -> Tensor:
-    """The fixed order of a user's training pairs, of which contexts are the beginning: random, or the judgements' own."""
+    """The fixed order of a user's training pairs, of which contexts are the beginning: random, or the judgements'."""
     if client.judgements is not None:
         return torch.arange(len(client.train))
     return torch.randperm(len(client.train), generator=generator(seed, "context", client.client_id))

@@ -245,14 +245,17 @@ def train_clients(
     return concatenate(uploads), private
 
 
-def server_optimizer(config: ExperimentConfig, round: int = 0) -> ServerOptimizer:
+def server_optimizer(config: ExperimentConfig, round: int = 0, pace: float = 1.0) -> ServerOptimizer:
     """The server's optimiser in a round; its learning rate falls linearly to nothing over the last rounds.
 
     A joint method (`central-vpl`) takes the same steps on its one change, so that it differs in the data's place only.
+
+    Args:
+        pace: factor of the learning rate (`Judging.pace`).
     """
     f = config.federation
     left = 1 - round / f.rounds
-    rate = f.server_learning_rate * (min(1.0, left / f.server_decay) if f.server_decay > 0 else 1.0)
+    rate = pace * f.server_learning_rate * (min(1.0, left / f.server_decay) if f.server_decay > 0 else 1.0)
     return ServerOptimizer(
         f.server_optimizer,
         rate,
@@ -351,7 +354,8 @@ def _tally(struck: faults.Struck, reception: Reception) -> dict[str, int]:
 
 def aggregate(method: Method, config: ExperimentConfig, state: TrainingState, upload: Upload) -> TrainingState:
     """The server's part of a round: the optimiser's step on the mean change, then the method's own update."""
-    round, optimizer = state.server.round, server_optimizer(config, state.server.round)
+    round, pace = state.server.round, method.pace(state.server) if isinstance(method, Judging) else 1.0
+    optimizer = server_optimizer(config, round, pace)
     private = config.privacy.clip is not None
     mean = privacy.mean_of(config, len(state.server.counts), round) if private else None
     theta, moments = server_step(optimizer, state.server.theta, upload, state.optimizer, mean)

@@ -453,6 +453,8 @@ class Judging(Protocol):
 
     def cohort_update(self, download: Download, batch: JudgementBatch, noise: LocalNoise) -> Upload: ...
 
+    def pace(self, state: ServerState) -> float: ...
+
 
 @runtime_checkable
 class Surveying(Protocol):

@@ -38,7 +38,7 @@ from fedvpa.methods.base import (
 )
 from fedvpa.preferences.seeding import generator
 from fedvpa.variational import laplace
-from fedvpa.variational.laplace import Noise, Observations, Posterior, Prior, Sums
+from fedvpa.variational.laplace import Calibration, Noise, Observations, Posterior, Prior, Sums
 from fedvpa.variational.prior import Mixture
 from fedvpa.variational.selector import Sizes, Theta, embed, init_theta
 
@@ -46,6 +46,11 @@ ENCODER = ("encoder.", "selector.alpha")
 """Parameters of the other latent methods that this one has no use for."""
 NOISE = ("noise.error", "noise.rating")
 """Parameters of the likelihood: set by EM from sums, never by a gradient."""
+CALIBRATION = ("calibration.scale", "calibration.doubt")
+"""Set once, after training, by validation people."""
+FIXED = (*NOISE, *CALIBRATION)
+FEW = 1600
+"""Judgements of the whole population up to which the learning rate is `laplace.learning_rate`."""
 TRAINING_STEPS = 5
 """Newton steps in training, where the posterior need not be exact to the last digit."""
 
@@ -76,7 +81,8 @@ class FedVPALaplace:
     def init_server(self, generator: torch.Generator) -> ServerState:
         n, dtype = self.setup.clients, self.setup.dtype
         theta = {k: v.to(dtype) for k, v in init_theta(self.sizes, generator).items() if not k.startswith(ENCODER)}
-        theta |= {"noise.error": torch.tensor(self.l.error, dtype=dtype), "noise.rating": torch.ones((), dtype=dtype)}
+        fixed = {"noise.error": self.l.error, "noise.rating": 1.0, "calibration.scale": 1.0, "calibration.doubt": 1.0}
+        theta |= {k: torch.tensor(v, dtype=dtype) for k, v in fixed.items()}
         none, one = torch.zeros(n, 0, dtype=dtype), torch.ones(1, self.dim, dtype=dtype)
         return ServerState(
             round=0,
@@ -131,6 +137,14 @@ class FedVPALaplace:
             clustered=len(prior.means) > 1,
         )
 
+    def pace(self, state: ServerState) -> float:
+        """Factor of the server's learning rate: the root of the number of judgements per `FEW`, from 1 to 4.
+
+        Few judgements are learnt by heart at a rate that many need; see docs/research.md.
+        """
+        judged = sum(float(state.extra.get(k, torch.zeros(()))) for k in ("choices", "ratings"))
+        return min(4.0, max(1.0, judged / FEW) ** 0.5)
+
     @property
     def components_round(self) -> int:
         """The round after which the one Gaussian becomes K components; 0 for never."""
@@ -169,7 +183,7 @@ class FedVPALaplace:
 
     def cohort_update(self, download: Download, batch: JudgementBatch, noise: LocalNoise) -> Upload:
         """The sums of `client_update` over the batch's clients, as the upload of one: each item is embedded once."""
-        theta = {k: v.clone().requires_grad_(k not in NOISE) for k, v in download.theta.items()}
+        theta = {k: v.clone().requires_grad_(k not in FIXED) for k, v in download.theta.items()}
         loss, q, seen = self.losses(theta, download, batch, batch.items, noise)
         share = batch.counts / batch.counts.sum()
         changed = self.stepped(theta, (share * loss).sum())
@@ -221,7 +235,7 @@ class FedVPALaplace:
             weight,
             batch.counts[i : i + 1],
         )
-        theta = {k: v.clone().requires_grad_(k not in NOISE) for k, v in download.theta.items()}
+        theta = {k: v.clone().requires_grad_(k not in FIXED) for k, v in download.theta.items()}
         loss, q, seen = self.losses(theta, download, mine, mine.items, LocalNoise(*(t[i : i + 1] for t in noise)))
         sums, metrics = self.sums(download, mine, q, seen), self.metrics(loss.detach(), q, download)
         return self.stepped(theta, loss.sum()), sums, metrics
@@ -326,6 +340,7 @@ class LaplacePredictor:
     @torch.no_grad()
     def __init__(self, state: ServerState, pool: Pool) -> None:
         self.theta, self.pool, self.likelihood = state.theta, pool, noise_of(state.theta)
+        self.calibration = Calibration(*(state.theta[k] for k in CALIBRATION))
         self.population = Prior(state.shares.log(), state.centroids, state.spread)
         self.slope, self.offset = project(state.theta, pool.items)
 
@@ -348,7 +363,16 @@ class LaplacePredictor:
         """p(a > b) (users, n) of the pairs `index` (users, n)."""
         a, b = self.pool.pairs[index].unbind(-1)
         u = torch.nn.functional.pad(self.slope[a] - self.slope[b], (0, 1))
-        return laplace.predict(users, u, self.offset[a] - self.offset[b])
+        return laplace.predict(users, u, self.offset[a] - self.offset[b], self.calibration)
+
+    @torch.no_grad()
+    def answers(self, users: Posterior, index: Tensor, y: Tensor, mask: Tensor) -> laplace.Answers:
+        """Scores of the pairs `index` (users, n), whose labels y are known, for `calibrated`."""
+        a, b = self.pool.pairs[index].unbind(-1)
+        u = torch.nn.functional.pad(self.slope[a] - self.slope[b], (0, 1))
+        mean, variance = laplace.score_moments(users, u, self.offset[a] - self.offset[b])
+        weights, mean, variance, y = (t.double() for t in (users.log_weights, mean, variance, y))
+        return laplace.Answers(weights, mean, variance, y, mask)
 
     def choices(self, context: Context) -> Judged:
         """Labelled pairs as judgements."""

@@ -9,6 +9,7 @@ y ~ N(s, noise). Per component k of the prior the posterior is N(z_k, H_k^-1) at
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ from fedvpa.variational.gaussian import LOG_2PI, Gaussian, moment_match
 
 STEPS = 8
 """Newton steps from a component's mean to the mode."""
+EFFECTIVE = 10.0
+"""One person's answers count as so many independent ones when the calibration is chosen."""
 CONVERGED = 1e-3
 """Newton's error is quadratic: after a step that moved no score by more, the mode is exact to about 1e-6."""
 LARGEST_MOVE = 3.0
@@ -180,18 +183,82 @@ def _log_root(root: Tensor) -> Tensor:
     return root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
-def predict(posterior: Posterior, slope: Tensor, offset: Tensor) -> Tensor:
+class Calibration(NamedTuple):
+    """How far predictions of people who never trained can be trusted; 1 and 1 leave them as the model says.
+
+    Attributes:
+        scale: () factor of scores; below 1 where scores of new texts are too large.
+        doubt: () factor of the posterior's variances.
+    """
+
+    scale: Tensor
+    doubt: Tensor
+
+
+def predict(posterior: Posterior, slope: Tensor, offset: Tensor, calibration: Calibration | None = None) -> Tensor:
     """p(a > b) = sum_k r_k sigmoid(m_k / sqrt(1 + pi/8 u^T H_k^-1 u)), m_k = <u, z_k> + o (MacKay 1992).
 
     Args:
         slope: (..., q, dim), offset: (..., q) of the questions.
+        calibration: None for 1 and 1.
 
     Returns:
         (..., q)
     """
-    mean, variance = score_moments(posterior, slope, offset)
+    return predictive(posterior.log_weights, *score_moments(posterior, slope, offset), calibration)
+
+
+def predictive(log_weights: Tensor, mean: Tensor, variance: Tensor, calibration: Calibration | None = None) -> Tensor:
+    """`predict` from the scores' moments. log_weights: (..., K); mean, variance: (..., K, q)"""
+    if calibration is not None:
+        mean, variance = calibration.scale * mean, calibration.scale**2 * calibration.doubt * variance
     p = torch.sigmoid(mean / torch.sqrt(1 + math.pi / 8 * variance))
-    return (posterior.log_weights.exp().unsqueeze(-1) * p).sum(-2)
+    return (log_weights.exp().unsqueeze(-1) * p).sum(-2)
+
+
+def calibrate(answers: Sequence[Answers], doubt_prior: float = 0.5) -> Calibration:
+    """The calibration under which people's answers are likeliest (a form of temperature scaling, Guo et al. 2017).
+
+    The logarithms of the two factors have N(0, `doubt_prior`^2) priors, so that few people change little.
+
+    Args:
+        answers: of people who never trained, for contexts of several sizes.
+    """
+    start = answers[0].mean.new_zeros(2).double()
+    values = start.clone().requires_grad_(True)
+    optimizer = torch.optim.LBFGS([values], lr=0.5, max_iter=50, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        factors = Calibration(*values.exp())
+        each = [a.log_loss(factors) for a in answers]
+        total = torch.stack(each).sum() / len(each) + (values**2).sum() / (2 * doubt_prior**2)
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    return Calibration(*values.detach().exp())
+
+
+class Answers(NamedTuple):
+    """Questions to people whose answers are known.
+
+    Attributes:
+        log_weights: (people, K); mean, variance: (people, K, q) of the scores.
+        y: (people, q) +1 or -1; mask: (people, q) True where real.
+    """
+
+    log_weights: Tensor
+    mean: Tensor
+    variance: Tensor
+    y: Tensor
+    mask: Tensor
+
+    def log_loss(self, calibration: Calibration) -> Tensor:
+        """Sum over people of the mean of -log p(y), in nats, times `EFFECTIVE`."""
+        p = predictive(self.log_weights, self.mean, self.variance, calibration)
+        right = torch.where(self.y > 0, p, 1 - p).clamp(min=1e-6).log() * self.mask
+        return -EFFECTIVE * (right.sum(-1) / self.mask.sum(-1).clamp(min=1)).sum()
 
 
 def score_moments(posterior: Posterior, slope: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
