@@ -390,7 +390,7 @@ class LaplaceConfig(Section):
     learning_rate: float = Field(
         5e-4,
         gt=0,
-        description="The server's Adam's for few judgements; four times as much for many. It falls linearly to nothing.",
+        description="The rate of the server's Adam for few judgements, up to four times as much for many; it falls to nothing.",
     )
     dropout: float = Field(0.5, ge=0, lt=1, description="Share of the input features left out in a round.")
     samples: int = Field(4, ge=1, description="S, posterior samples.")

@@ -92,7 +92,7 @@ def federate_people(
 
     - ``by-prompt``: about a quarter of the prompts is for testing (`splits.split_prompts`).
     - ``known-items``: half of a held-out person's items are for the context and half for queries; of a training person
-      with 10 items or more a fifth is for queries. A choice between the two parts is left out.
+      with 20 items or more a tenth is for queries. A choice between the two parts is left out.
     - ``new-items``: a quarter of all items is for queries of seen and unseen people, a tenth for those of validation
       people. None of them stands in a training judgement or a context. (The exploration had no items for validation.)
 

@@ -21,8 +21,8 @@ from fedvpa.preferences.seeding import generator
 TEST_SHARE = 0.25
 UNSEEN_SHARE, VALIDATION_SHARE = 0.25, 0.1
 VALIDATION_ITEMS = 0.1
-SEEN_TEST_SHARE = 0.2
-MIN_HELD_OUT, MIN_SEEN_ITEMS = 5, 10
+SEEN_TEST_SHARE = 0.1
+MIN_HELD_OUT, MIN_SEEN_ITEMS = 5, 20
 TRAIN, VALIDATION, TEST = 0, 1, 2
 """What an item is for, under `by-prompt` and `new-items`."""
 CODES: Mapping[Split, int] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
@@ -105,7 +105,7 @@ def divide(own: Judgements, population: str, item_codes: Tensor | None, seed: in
         own: the person's judgements, n rows.
         population: whether the person is seen, validation or unseen.
         item_codes: (items,) what each item is for; None where each person's own items are divided (`known-items`): the
-            items of somebody who never trains are halved, of somebody who trains a fifth is asked (of 10 or more).
+            items of somebody who never trains are halved, of somebody who trains a tenth is asked (of 20 or more).
 
     Returns:
         (n,) bool and (n,) bool.
