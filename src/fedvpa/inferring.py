@@ -74,7 +74,11 @@ def update(selector: Selector, user: User, examples: Sequence[Example]) -> User:
         raise UserError(problem, "infer the user again, from all answers together", field="user")
     predictor, judged = _judged(selector, examples)
     seen = observations(predictor.slope, predictor.offset, judged)
-    q = laplace.update(user.posterior.tensors(selector.dtype), seen, predictor.likelihood)
+    try:
+        q = laplace.update(user.posterior.tensors(selector.dtype), seen, predictor.likelihood)
+    except torch.linalg.LinAlgError:  # only a posterior that nobody inferred is so far from regular
+        problem = "its posterior cannot be updated: a precision is no matrix with an inverse"
+        raise UserError(problem, "infer the user again, from all answers together", field="user") from None
     how = user.inference or predictor.inferences[0]
     return judged_user(q, user.pairs + _count(judged), how, selector.info.model_hash)
 

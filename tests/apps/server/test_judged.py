@@ -135,9 +135,24 @@ def test_a_posterior_that_nobody_could_have(judged: Live, change: dict[str, Any]
 def test_a_mean_alone_is_a_point(judged: Live) -> None:
     (p,) = ask(judged, "/v1/score", {"pairs": [PAIR], "user": {"latent": {"mean": [0.0] * 5}}})["p_a"]
     assert 0 < p < 1
-    huge = {"mean": [0.0] * 5, "log_var": [-1000.0] * 5}
-    answer = judged.http.post("/v1/score", json={"pairs": [PAIR], "user": {"latent": huge}})
-    assert answer.status_code in (200, 422)
+    for extreme in (-1000.0, 1000.0):
+        latent = {"mean": [0.0] * 5, "log_var": [extreme] * 5}
+        answer = judged.http.post("/v1/score", json={"pairs": [PAIR], "user": {"latent": latent}})
+        assert answer.json()["error"]["field"] == "user.latent.log_var"
+
+
+def test_an_extreme_posterior_is_updated_or_refused(judged: Live) -> None:
+    """Entries of the root that differ by ten orders leave a precision that rounding makes singular."""
+    root = [1.0 if c == r else 1e6 * (r - c) for r in range(5) for c in range(r + 1)]
+    for diagonal in (1.0, 1e6):
+        given = [diagonal if c == r else v for (r, c), v in zip(_places(5), root, strict=True)]
+        latent = {"mean": [0.0] * 5, "posterior": {"weights": [1.0], "means": [[1000.0] * 5], "roots": [given]}}
+        answer = judged.http.post("/v1/users", json={"examples": GIVEN, "user": {"latent": latent}})
+        assert answer.status_code in (200, 422), answer.text
+
+
+def _places(dim: int) -> list[tuple[int, int]]:
+    return [(r, c) for r in range(dim) for c in range(r + 1)]
 
 
 def test_a_user_of_pairs_cannot_be_updated(live: Live) -> None:

@@ -131,6 +131,8 @@ class Users:
         for name, row in rows:
             if row is not None and len(row) != self.dim:
                 raise invalid(f"{field}.{name}", f"has {len(row)} numbers, this model's latent has {self.dim}")
+        if self.selector.judges and not all(POINT <= v <= math.log(LARGEST) for v in latent.log_var or ()):
+            raise invalid(f"{field}.log_var", f"must lie between {POINT:g} and {math.log(LARGEST):.1f}")
         values = latent.model_dump(exclude_none=True)
         # A mean alone is a point: so it is with particles, and with a posterior of next to no variance.
         values.setdefault("log_var", [POINT if self.selector.judges else 0.0] * self.dim)
@@ -140,8 +142,6 @@ class Users:
             if user.posterior is not None and not _usable(user.posterior):
                 raise invalid(f"{field}.posterior.roots", "the posterior has a variance that is no number, or huge")
             return user
-        except OverflowError:
-            raise invalid(f"{field}.log_var", "a variance is no number, or huge") from None
         except ValidationError as e:
             message = str(e.errors()[0]["msg"]).removeprefix("Value error, ")
             raise invalid(field, message) from None
