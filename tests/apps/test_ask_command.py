@@ -11,7 +11,8 @@ import pytest
 
 from conftest import Cli
 from fedvpa import Selector, User
-from fedvpa.apps import asking
+from fedvpa.apps import asking, using
+from fedvpa.apps.runs import read_config
 from fedvpa.preferences.examples import Question, read_questions
 
 LONG, SHORT = "Answer 50, at some length and with care.", "No 50."
@@ -132,3 +133,11 @@ def test_the_end_of_the_input_stops(judged_run: Path, pool: Path) -> None:
 
     user = asking.interview(Selector.from_pretrained(judged_run), None, read_questions(pool), 3, ended, lambda _: None)
     assert user.pairs == 0
+
+
+def test_it_is_measured_as_in_training(judged_run: Path) -> None:
+    selector, config = Selector.from_pretrained(judged_run), read_config(judged_run)
+    again = using.evaluate(selector, config, config)["rows"]
+    rows = json.loads((judged_run / "results.json").read_text())["rows"]
+    key = ("population", "context_size", "inference", "default", "accuracy")
+    assert [[r[k] for k in key] for r in again] == [[r[k] for k in key] for r in rows]

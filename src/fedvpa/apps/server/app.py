@@ -17,10 +17,11 @@ from fedvpa.apps.blends import parse_blend
 from fedvpa.apps.server import errors, openrlhf, page, schemas
 from fedvpa.apps.server.batching import Batcher
 from fedvpa.apps.server.errors import ErrorBody, from_user_error, invalid
+from fedvpa.apps.server.fields import prompt_of
 from fedvpa.apps.server.guard import Guard
+from fedvpa.apps.server.judged import JudgementIn, QuestionIn
 from fedvpa.apps.server.metrics import TYPE, Metrics
 from fedvpa.apps.server.route import CheckedRoute
-from fedvpa.apps.server.schemas import prompt_of
 from fedvpa.apps.server.settings import Settings
 from fedvpa.apps.server.users import Users
 from fedvpa.apps.server.work import Choose, Compare, Infer, Reward, Scorer, Work
@@ -86,7 +87,7 @@ class Service:
         if n > most:
             raise invalid(field, f"has {n} items, {most} are allowed", "send less at a time")
 
-    def check_different(self, field: str, items: Sequence[schemas.JudgementIn | schemas.QuestionIn]) -> None:
+    def check_different(self, field: str, items: Sequence[JudgementIn | QuestionIn]) -> None:
         """Raises `ApiError` (422) for too many items, or one that compares two equal texts."""
         self.check_items(field, len(items))
         for i, item in enumerate(items):

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from fedvpa.errors import UserError
 
-_TAG = "kind: "  # begins the tags of the unions in `schemas`; no field has such a name
+_TAG = "kind: "  # begins the tags of unions of fields; no field has such a name
 
 
 class Problem(BaseModel):

@@ -10,7 +10,8 @@ import torch
 from pydantic import ValidationError
 
 from fedvpa.apps.server.errors import ApiError, invalid
-from fedvpa.apps.server.schemas import LARGEST, Latent, UserRef
+from fedvpa.apps.server.fields import LARGEST
+from fedvpa.apps.server.schemas import Latent, UserRef
 from fedvpa.errors import UserError
 from fedvpa.selector import Selector
 from fedvpa.user import MixturePosterior, User
