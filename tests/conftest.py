@@ -58,6 +58,19 @@ def preference_lines(users: int = 12, pairs: int = 10) -> list[str]:
     return lines
 
 
+def rating_lines(users: int = 24, prompts: int = 10) -> list[str]:
+    """Users who rate the longer response to a question 4 or 5 and the shorter 1 or 2, or the other way round."""
+    lines = []
+    for u in range(users):
+        for k in range(prompts):
+            number = (7 * u + k) % 30
+            long, short = f"Answer {number}, at some length and with care.", f"No {number}."
+            for text, liked in ((long, u % 2 == 1), (short, u % 2 == 0)):
+                row = {"user": f"u{u}", "prompt": f"Question {number} of many?", "text": text}
+                lines.append(json.dumps({**row, "rating": (4 if liked else 1) + (u + k) % 2}))
+    return lines
+
+
 def candidate_lines(pairs: int) -> list[str]:
     """Rows with a longer and a shorter answer, for those who choose."""
     rows = (
@@ -100,3 +113,15 @@ def finished(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("runs") / "finished"
     assert main(["train", str(experiment), "--out", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def judged_run(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of fedvpa-laplace on people's ratings; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("judged")
+    (folder / "ratings.jsonl").write_text("\n".join(rating_lines()) + "\n")
+    overrides = ("method.name=fedvpa-laplace", "data.name=table", f"data.path={folder / 'ratings.jsonl'}")
+    sizes = ("federation.clients=16", "federation.unseen_clients=4", "federation.validation_clients=4")
+    more = ("laplace.rounds=60", "laplace.components=2", "data.min_votes=2")
+    assert main(["train", str(experiment), *overrides, *sizes, *more, "--out", str(folder / "run")]) == 0
+    return folder / "run"

@@ -51,7 +51,7 @@ class RemoteUser:
     """A user that the service has inferred.
 
     Attributes:
-        mean, log_var: the posterior; pairs: how many comparisons it was inferred from.
+        mean, log_var: the posterior; pairs: how many judgements it was inferred from.
         model_hash: the model that it belongs to.
         latent: all that the service needs to know the user again, as JSON (a file of `fedvpa personalize` has it too).
         id: of a stored user, else None.
@@ -73,6 +73,18 @@ class Ranked:
     score: float
     index: int
 
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, the information about the user expected from its answer, and its place in the pool."""
+
+    question: Mapping[str, Any]
+    bits: float
+    index: int
+
+
+_QUESTION = ("prompt", "text", "completion", "response", "a", "b")
+_JUDGEMENT = (*_QUESTION, "chosen", "rejected", "preferred", "label", "vote", "rating", "margin")
 
 Prompt = str | Sequence[Mapping[str, str]]
 UserLike = RemoteUser | str | int | Mapping[int, float] | None
@@ -124,15 +136,32 @@ class Client:
     def infer_user(
         self, examples: Iterable[Mapping[str, Any]], inference: str | None = None, *, store: bool = False
     ) -> RemoteUser:
-        """Infers a user from comparisons, each with ``prompt``, ``chosen`` and ``rejected``.
+        """Infers a user from judgements of any kind, mixed freely (`Selector.infer_user`).
 
         Args:
-            inference: ``amortised``, ``mixture`` or ``refined``; by default what validation users chose.
+            examples: choices (``prompt``, ``chosen``, ``rejected``; or ``prompt``, ``a``, ``b``, ``preferred``), votes
+                (``prompt``, ``completion``, ``label``; or ``vote``, 1 or -1), ratings (``prompt``, ``text``,
+                ``rating``). Other columns are not sent.
+            inference: as the method names it; by default what validation users chose.
             store: whether the service keeps the latent (in memory, until it ends) under `RemoteUser.id`.
         """
-        columns = ("prompt", "chosen", "rejected")
-        rows = [{k: e[k] for k in columns if k in e} for e in examples]
-        return _user(self._ask("POST", "/v1/users", {"examples": rows, "inference": inference, "store": store}))
+        body = {"examples": _rows(examples, _JUDGEMENT), "inference": inference, "store": store}
+        return _user(self._ask("POST", "/v1/users", body))
+
+    def update_user(self, user: RemoteUser | str, examples: Iterable[Mapping[str, Any]]) -> RemoteUser:
+        """The user after further judgements (`Selector.update_user`); a stored one is changed where it is stored."""
+        body = {"examples": _rows(examples, _JUDGEMENT), "user": _reference(user)}
+        return _user(self._ask("POST", "/v1/users", body))
+
+    def ask(self, pool: Sequence[Mapping[str, Any]], user: UserLike = None, n: int = 1) -> list[Asked]:
+        """The n questions of a pool whose answers tell most about a user, in the order to ask them (`Selector.ask`).
+
+        Args:
+            pool: each ``prompt``, ``text`` (yes or no) or ``prompt``, ``a``, ``b`` (which one).
+        """
+        body = {"pool": _rows(pool, _QUESTION), "user": _reference(user), "n": n}
+        found = self._ask("POST", "/v1/ask", body)["questions"]
+        return [Asked(pool[q["index"]], float(q["bits"]), int(q["index"])) for q in found]
 
     def stored_user(self, id: str) -> RemoteUser:
         """A stored user."""
@@ -201,6 +230,11 @@ class Client:
                 raise _error(answer)
             self._sleep(_pause(answer))
         raise AssertionError("unreachable")
+
+
+def _rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """What the service knows of each row."""
+    return [{k: row[k] for k in columns if k in row} for row in rows]
 
 
 def _reference(user: UserLike) -> dict[str, Any] | None:

@@ -19,7 +19,9 @@ from torch import Tensor
 from fedvpa.errors import UserError
 from fedvpa.methods.base import Pool, Predictor
 from fedvpa.preferences.schema import Prompt, as_prompt
+from fedvpa.user import Latent
 from fedvpa.variational.inference import Particles
+from fedvpa.variational.laplace import Posterior
 
 EMPTY = -10.0
 """Reward of an empty completion, in nats: the average response is all but certain to be preferred."""
@@ -28,8 +30,8 @@ Scorer = Callable[[Sequence[Prompt], Sequence[str]], Tensor]
 """Rewards (n,) of n responses to n prompts."""
 
 
-def log_odds(predictor: Callable[[Pool], Predictor], x: Tensor, latent: Particles | Tensor) -> Tensor:
-    """Log-odds of each response against the average one, the mean over a user's latents.
+def log_odds(predictor: Callable[[Pool], Predictor], x: Tensor, latent: Latent) -> Tensor:
+    """Log-odds of each response against the average one, the mean over a user's latents or components.
 
     Both orders of the two are asked: log p(r > average) - log p(average > r). That is the logit of an antisymmetric
     selector, without the rounding of a probability near 1, and cancels the position's part of one that is not.
@@ -44,11 +46,25 @@ def log_odds(predictor: Callable[[Pool], Predictor], x: Tensor, latent: Particle
     """
     n, average = len(x), torch.zeros_like(x)
     pool = Pool.of_pairs(torch.cat([torch.stack([x, average], 1), torch.stack([average, x], 1)]))
-    weights = latent.log_weights[0].exp() if isinstance(latent, Particles) else torch.ones(1, dtype=x.dtype)
-    each = Particles.point(latent.z[0]) if isinstance(latent, Particles) else latent
+    weights, each = _apart(latent, x.dtype)
     p = predictor(pool).predict(each, torch.arange(2 * n).expand(len(weights), -1))
     log_p = p.clamp(min=torch.finfo(p.dtype).tiny).log()
     return weights @ (log_p[:, :n] - log_p[:, n:])
+
+
+def _apart(latent: Latent, dtype: torch.dtype) -> tuple[Tensor, Latent]:
+    """A user's weights (n,), and each of its n particles or components as a user of its own.
+
+    A component keeps its variance, so its log-odds are corrected for what is not known of the user (`laplace.predict`).
+    """
+    match latent:
+        case Particles():
+            return latent.log_weights[0].exp(), Particles.point(latent.z[0])
+        case Posterior():
+            none = torch.zeros_like(latent.log_weights[0].unsqueeze(-1))
+            each = Posterior(none, latent.means[0].unsqueeze(1), latent.root[0].unsqueeze(1), none)
+            return latent.log_weights[0].exp(), each
+    return torch.ones(1, dtype=dtype), latent
 
 
 @dataclass(frozen=True)

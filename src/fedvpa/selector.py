@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 import fedvpa
+from fedvpa import inferring
 from fedvpa.backbone.backbones import open_backbone
 from fedvpa.backbone.features import TextEncoder
 from fedvpa.backbone.models import cache_dir
@@ -31,13 +32,14 @@ from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
 from fedvpa.evaluation.result_files import write_bytes
 from fedvpa.federation.moments import Standardizer
-from fedvpa.methods.base import Context, Method, Pool, Predictor, ServerState, Setup
+from fedvpa.inferring import Ask
+from fedvpa.methods.base import Judging, Method, Pool, Predictor, ServerState, Setup
 from fedvpa.methods.registry import create
-from fedvpa.preferences.jsonl import preference_of
+from fedvpa.preferences.examples import NO_RATINGS, Example, Question, examples_of, questions_of
 from fedvpa.preferences.schema import Pair, Prompt, as_prompt
 from fedvpa.ranking import couples, mean_preferences, ranking
 from fedvpa.rewards import EMPTY, RewardFunction, log_odds
-from fedvpa.user import User, as_user, latent_of
+from fedvpa.user import User, gaussian_posterior, latent_of
 
 FORMAT = 1
 WEIGHTS, INFO = "model.safetensors", "model.json"
@@ -54,6 +56,7 @@ class SelectorInfo(BaseModel):
         features: D; clusters: M; groups: names of the true groups, where the data has them.
         backbone: identity of the features (`TextEncoder.identity`); others would be meaningless to this selector.
         default_inference: per context size the inference that validation users chose.
+        rating_scale: mean and standard deviation of the training people's ratings; (0, 1) where nobody rated.
         model_hash: sha256 of ``model.safetensors``; a user belongs to one model.
     """
 
@@ -68,6 +71,7 @@ class SelectorInfo(BaseModel):
     groups: tuple[str, ...]
     backbone: dict[str, Any]
     default_inference: dict[int, str]
+    rating_scale: tuple[float, float] = NO_RATINGS
     model_hash: str = ""
 
 
@@ -125,33 +129,63 @@ class Selector(
     # Use -----------------------------------------------------------------------------------------------------------
 
     def infer_user(self, examples: Sequence[Mapping[str, Any]], inference: str | None = None) -> User:
-        """Infers a user from labelled examples, without training.
+        """Infers a user from judgements of any kind, mixed freely, without training.
 
         Args:
-            examples: ``prompt`` (text or messages), ``chosen``, ``rejected`` each, as in TRL's preference data.
-            inference: ``amortised``, ``mixture`` or ``refined``; by default what validation users chose for contexts
-                of the nearest size.
+            examples: choices (``prompt``, ``chosen``, ``rejected``, as in TRL's preference data; or ``prompt``, ``a``,
+                ``b``, ``preferred``), votes (``prompt``, ``completion``, ``label``, as in its unpaired data; or
+                ``vote``, 1 or -1) and ratings (``prompt``, ``text``, ``rating``, on the scale of the training data);
+                see `preferences.examples`. A method that takes pairs only gets those that the judgements make.
+            inference: how; by default what validation users chose for contexts of the nearest size.
 
         Raises:
-            UserError: an example without one of the columns, with an empty text or two equal ones.
+            UserError: an example without one of the columns, with an empty text or two equal ones; or no pair, where
+                the method takes pairs only.
         """
-        place = Path("examples")
-        return self.infer_pairs([(Pair(*preference_of(e, place, i)), 1) for i, e in enumerate(examples, 1)], inference)
+        return self.infer(examples_of(examples, Path("examples")), inference)
+
+    def infer(self, examples: Sequence[Example], inference: str | None = None) -> User:
+        """`infer_user` from examples that are read already (`preferences.examples.read_examples`)."""
+        return inferring.infer(self, examples, inference)
 
     def infer_pairs(self, examples: Sequence[tuple[Pair, int]], inference: str | None = None) -> User:
         """`infer_user` from pairs with labels +1 (``a`` is preferred) or -1."""
-        how = self.inference_for(len(examples)) if inference is None else inference
-        predictor = self._predictor([pair for pair, _ in examples])
-        if how not in predictor.inferences:
-            raise UserError(
-                f"unknown value {how!r}", f"choose from {', '.join(predictor.inferences)}", field="inference"
-            )
-        n = len(examples)
-        y = torch.tensor([[float(y) for _, y in examples]], dtype=self.dtype).reshape(1, n)
-        context = Context(torch.arange(n).unsqueeze(0), y, torch.ones(1, n, dtype=torch.bool))
-        found = predictor.infer(context, how, torch.full((1,), -1))
-        posterior = predictor.posterior(context) if self.method.latent else None
-        return as_user(found, posterior, n, how, self.info.model_hash)
+        return inferring.infer_pairs(self, examples, inference)
+
+    def update_user(self, user: User, examples: Sequence[Mapping[str, Any]]) -> User:
+        """The user after further judgements; the earlier ones are not needed, as the posterior stands for them.
+
+        Args:
+            examples: the further ones only, as for `infer_user`.
+
+        Raises:
+            UserError: a wrong example, a user of another model, or a method whose users hold no posterior to update.
+        """
+        return self.update(user, examples_of(examples, Path("examples")))
+
+    def update(self, user: User, examples: Sequence[Example]) -> User:
+        """`update_user` from examples that are read already."""
+        return inferring.update(self, user, examples)
+
+    def ask(self, user: User | None, pool: Sequence[Mapping[str, Any]], n: int = 1) -> list[Ask]:
+        """The n questions of a pool whose answers are expected to tell most about a user, in the order to ask them.
+
+        With one question at a time, and the user inferred again after each, questions follow the answers. With several
+        they are a fixed questionnaire (`acquisition.best_questions`); without a user it is a first one, for anybody.
+
+        Args:
+            user: whom to ask; None for somebody of whom nothing is known.
+            pool: objects ``prompt, text``, to be answered by yes or no, or ``prompt, a, b``, to choose between; a
+                method that takes pairs only needs pairs.
+
+        Raises:
+            UserError: a wrong question, a user of another model, or a selector without a latent.
+        """
+        return self.ask_questions(user, questions_of(pool, Path("pool")), n)
+
+    def ask_questions(self, user: User | None, pool: Sequence[Question], n: int = 1) -> list[Ask]:
+        """`ask` from questions that are read already (`preferences.examples.read_questions`)."""
+        return inferring.ask(self, user, pool, n)
 
     def prefer(
         self,
@@ -178,11 +212,14 @@ class Selector(
             UserError: a user was inferred with another model.
         """
         latents = [latent_of(self.known(user), self.dtype) for user in users]
-        predictor, index = self._predictor(pairs), torch.arange(len(pairs)).unsqueeze(0)
+        predictor, index = self.predictor_of(pairs), torch.arange(len(pairs)).unsqueeze(0)
         return torch.stack([predictor.predict(z, index)[0] for z in latents])
 
     def known(self, user: User | None) -> User:
-        """The user, or an unknown one; refused if inferred with another model."""
+        """The user, or an unknown one; refused if inferred with another model.
+
+        A user of mean and variances only is that Gaussian, where the method predicts with whole posteriors.
+        """
         user = self.infer_pairs([]) if user is None else user
         if user.model_hash != self.info.model_hash:
             raise UserError(
@@ -190,6 +227,11 @@ class Selector(
                 "infer the user again (`fedvpa personalize`)",
                 field="model_hash",
             )
+        if len(user.mean) != self.dim:
+            problem = f"has another length ({len(user.mean)}) than the model's latent ({self.dim})"
+            raise UserError(problem, "infer the user again (`fedvpa personalize`)", field="mean")
+        if self.judges and user.posterior is None:
+            return user.model_copy(update={"posterior": gaussian_posterior(user.mean, user.log_var)})
         return user
 
     def rank(
@@ -261,6 +303,9 @@ class Selector(
     def blend(self, weights: Mapping[int, float]) -> User:
         """A user at a point between prototypes: the weighted mean of some of `centres`; one of them alone is itself.
 
+        Where the method predicts with whole posteriors, the user is a Gaussian with that mean and the components'
+        variances: of one component alone N(m_k, v_k).
+
         Raises:
             UserError: no such prototype, or weights that are negative or do not sum to 1.
         """
@@ -276,9 +321,20 @@ class Selector(
             for rows in (centres, self.parameters.spread.double().log())
         )
         name = "+".join(f"{w:g}*prototype {k}" for k, w in weights.items()) if len(weights) > 1 else "prototype"
-        return User(
+        user = User(
             mean=mean.tolist(), log_var=log_var.tolist(), pairs=0, model_hash=self.info.model_hash, inference=name
         )
+        return self.known(user)
+
+    @property
+    def dim(self) -> int:
+        """d, the latent's dimensions; 0 without one."""
+        return self.parameters.centroids.shape[-1] if self.method.latent else 0
+
+    @property
+    def judges(self) -> bool:
+        """Whether users are inferred from judgements as they are given, and hold a posterior that can be updated."""
+        return isinstance(self.method, Judging)
 
     def inference_for(self, pairs: int) -> str:
         """The default inference for a context of that many pairs: that of the nearest size, the smaller of two."""
@@ -344,7 +400,8 @@ class Selector(
             )
         return backbone
 
-    def _predictor(self, pairs: Sequence[Pair]) -> Any:
+    def predictor_of(self, pairs: Sequence[Pair]) -> Any:
+        """`predictor` over the features of pairs."""
         if not pairs:
             empty = torch.zeros(0, 2, self.info.features, dtype=self.dtype)
             return self.predictor(Pool.of_pairs(empty))

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fedvpa.config import DataConfig
-from fedvpa.preferences.jsonl import read_candidates, read_examples
+from fedvpa.preferences.examples import read_examples
+from fedvpa.preferences.jsonl import read_candidates
 from fedvpa.preferences.reading import read_people
 from fedvpa.preferences.sources import preference_rows
 

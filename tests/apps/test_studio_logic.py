@@ -157,6 +157,33 @@ def test_a_bad_file(world: World, change: Any, message: str) -> None:
         teaching.load(world, text)
 
 
+# A method that takes judgements ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judged(judged_run: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    pairs = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    same = [{"prompt": f"Topic {k}?", "a": f"{k}, no.", "b": f"{k}, nay."} for k in range(3)]
+    pairs.write_text("\n".join([*map(json.dumps, same), *candidate_lines(3)]))
+    return World.open(judged_run, pairs)
+
+
+def test_it_teaches_a_selector_of_judgements(judged: World) -> None:
+    """The first question is one on which people differ, and the answers move the user towards what they like."""
+    one, other = taught(judged, 2, longer=True), taught(judged, 2, longer=False)
+    first = one.steps[0].question
+    assert first.row >= 3
+    assert 0 < first.bits <= 1
+    scores = [judged.selector.mean_preferences(judged.pairs[3].prompt, ["Yes, with care.", "No."], [u])[0, 0]
+              for u in (one.user, other.user)]  # fmt: skip
+    assert scores[0] > scores[1]
+    assert one.user.posterior is not None
+    svg = draw(judged.map, one.trail, judged.prototypes, pieces.progress(judged, one).striptags())
+    assert "After 2 answers: nearest to Prototype" in svg
+    assert "nan" not in svg
+    assert teaching.load(judged, teaching.as_json(one)).user == one.user
+
+
 # Judge -------------------------------------------------------------------------------------------------------------
 
 

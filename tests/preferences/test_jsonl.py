@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from fedvpa.config import DataConfig
 from fedvpa.errors import UserError
 from fedvpa.preferences.dialogues import parse_dialogue
-from fedvpa.preferences.jsonl import read_candidates, read_examples
+from fedvpa.preferences.examples import Example, read_examples
+from fedvpa.preferences.jsonl import read_candidates
 from fedvpa.preferences.reading import read_people
 from fedvpa.preferences.schema import Message, Pair
 from fedvpa.preferences.sources import preference_rows
@@ -231,8 +232,9 @@ def test_examples_of_one_user(tmp_path):
     path = write(
         tmp_path / "x.jsonl", without("user_id"), {"prompt": "p", "a": "A", "b": "B", "y": -1}, {**ROW, "user_id": None}
     )
-    hello = Pair((Message("user", "Hi?"),), "Hello there", "What")
-    assert read_examples(path) == [(hello, 1), (Pair((Message("user", "p"),), "A", "B"), -1), (hello, 1)]
+    hello = Example.choice(Pair((Message("user", "Hi?"),), "Hello there", "What"), 1)
+    other = Example.choice(Pair((Message("user", "p"),), "A", "B"), -1)
+    assert read_examples(path) == [hello, other, hello]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fedvpa.variational import acquisition
+from fedvpa.variational import acquisition, laplace
 from fedvpa.variational.gaussian import Gaussian
 from fedvpa.variational.selector import Sizes, Theta, init_theta
 
@@ -96,3 +96,65 @@ def test_no_pair_is_asked_twice() -> None:
         order.append(row)
         asked[row] = True
     assert order == [1, 3, 0, 2]
+
+
+# Under a mixture posterior -----------------------------------------------------------------------------------------
+
+
+def two_camps(distance: float = 3.0) -> laplace.Prior:
+    """People who stand at +distance or -distance on the first axis, and alike on the second."""
+    means = torch.tensor([[distance, 0.0], [-distance, 0.0]])
+    return laplace.Prior(torch.full((2,), -math.log(2)), means, torch.full((2, 2), 0.01))
+
+
+def asked(*slopes: tuple[float, float]) -> laplace.Observations:
+    u = torch.tensor([slopes], dtype=torch.float32)
+    one = torch.ones(u.shape[:2])
+    return laplace.Observations(u, 0 * one, one, one < 0, one)
+
+
+NO_NOISE = laplace.Noise(torch.tensor(0.0), torch.tensor(1.0))
+
+
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_the_question_that_divides_the_camps_comes_first() -> None:
+    (best, gain), *_ = acquisition.first_questions(two_camps(), asked((0, 1), (2, 0), (0.1, 0)), NO_NOISE, 1, rng())
+    assert best == 1
+    assert gain == pytest.approx(math.log(2), abs=0.05)
+
+
+def test_a_question_that_repeats_an_answer_comes_last() -> None:
+    """Who has said on which side they stand tells nothing by saying it again, but something by another answer."""
+    prior = two_camps()._replace(variances=torch.tensor([[0.01, 1.0], [0.01, 1.0]]))
+    found = acquisition.first_questions(prior, asked((2, 0), (2.1, 0), (0, 1)), NO_NOISE, 3, rng())
+    assert [row for row, _ in found][1] == 2
+    assert found[2][1] < 0.02
+
+
+def test_a_known_camp_needs_no_question() -> None:
+    belief = laplace.as_posterior(two_camps(), 1)
+    sure = belief._replace(log_weights=torch.tensor([[0.0, -torch.inf]]))
+    q = asked((2, 0))
+    before, after = (
+        acquisition.information_gain(acquisition.answers_under(b, q, NO_NOISE, rng())) for b in (belief, sure)
+    )
+    assert before > 0.6
+    assert after < 0.01
+
+
+def test_errors_of_people_take_information_away() -> None:
+    belief = laplace.as_posterior(two_camps(), 1)
+    gains = [
+        float(acquisition.information_gain(acquisition.answers_under(belief, asked((2, 0)), noise, rng())))
+        for noise in (NO_NOISE, laplace.Noise(torch.tensor(0.2), torch.tensor(1.0)))
+    ]
+    assert gains[0] > 0.6
+    assert gains[1] == pytest.approx(math.log(2) - 0.5004, abs=0.05)  # a binary symmetric channel with e = 0.2
+
+
+def test_no_more_questions_than_there_are() -> None:
+    found = acquisition.first_questions(two_camps(), asked((0, 1), (2, 0)), NO_NOISE, 9, rng())
+    assert sorted(row for row, _ in found) == [0, 1]

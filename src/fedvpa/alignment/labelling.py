@@ -21,7 +21,6 @@ from fedvpa.preferences.schema import Client, FederatedPreferences, Pair, Prompt
 from fedvpa.preferences.seeding import generator
 from fedvpa.selector import Selector
 from fedvpa.user import User, latent_of
-from fedvpa.variational.inference import Particles
 
 FEW = 0.05
 """Share of conflicting labels under which there is little to switch."""
@@ -81,7 +80,7 @@ class Labels:
 def point_of(user: User) -> tuple[float, ...]:
     """(d) the mean latent of a user; nothing for a model without a latent."""
     latent = latent_of(user, torch.float64)
-    return tuple(latent.mean[0].tolist()) if isinstance(latent, Particles) else ()
+    return () if isinstance(latent, Tensor) else tuple(latent.mean[0].tolist())
 
 
 def labelling_latents(selector: Selector, data: FederatedPreferences, config: LabelsConfig, seed: int) -> list[Latent]:

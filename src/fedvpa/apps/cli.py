@@ -277,22 +277,95 @@ def evaluate(run: Run, overrides: Overrides = None, as_json: Json = None) -> Non
     _show(results, settings, None, as_json)
 
 
-@app.command(epilog=_examples("fedvpa personalize runs/first --examples me.jsonl --out me.json"))
+@app.command(
+    epilog=_examples(
+        "fedvpa personalize runs/first --examples me.jsonl --out me.json",
+        "fedvpa personalize runs/first --examples votes.csv --out me.json",
+        "fedvpa personalize runs/first --user me.json --examples more.csv --out me.json",
+    )
+)
 def personalize(
     run: Run,
-    examples: Annotated[Path, typer.Option(help="JSON Lines with prompt, chosen, rejected.", show_default=False)],
+    examples: Annotated[
+        Path,
+        typer.Option(
+            help="A table of the user's choices (prompt, chosen, rejected), votes (prompt, text, label) or ratings "
+            "(prompt, text, rating).",
+            show_default=False,
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The user's file.", show_default=False)],
     inference: Annotated[
-        str | None, typer.Option(help="amortised, mixture or refined; by default what validation chose.")
+        str | None, typer.Option(help="How, as the method names it; by default what validation chose.")
+    ] = None,
+    user: Annotated[
+        Path | None, typer.Option(help="The user's file so far, to which the examples are added (fedvpa-laplace).")
     ] = None,
 ) -> None:
-    """Infer a user from a few labelled pairs, without training."""
+    """Infer a user from a few judgements, without training; or add judgements to a user."""
     from fedvpa.apps import using
     from fedvpa.selector import Selector
+    from fedvpa.user import User
 
-    user = using.personalize(Selector.from_pretrained(run), examples, inference)
-    user.save(out)
-    Console(soft_wrap=True).print(f"{out}: inferred from {user.pairs} pairs ({user.inference})", highlight=False)
+    before = None if user is None else User.load(user)
+    found = using.personalize(Selector.from_pretrained(run), examples, inference, before)
+    found.save(out)
+    what = "pairs" if found.posterior is None else "judgements"
+    Console(soft_wrap=True).print(f"{out}: inferred from {found.pairs} {what} ({found.inference})", highlight=False)
+
+
+@app.command(
+    epilog=_examples(
+        "fedvpa ask runs/first --pool statements.csv --out me.json",
+        "fedvpa ask runs/first --pool statements.csv --user me.json --questions 5 --out me.json",
+        "fedvpa ask runs/first --pool statements.csv --questions 8 --json questionnaire.json",
+    )
+)
+def ask(
+    run: Run,
+    pool: Annotated[
+        Path,
+        typer.Option(
+            help="A table of what may be asked: prompt, text (yes or no), or prompt, a, b (which one).",
+            show_default=False,
+        ),
+    ],
+    user: Annotated[
+        Path | None, typer.Option(help="A file of `fedvpa personalize`; without one, nobody in particular.")
+    ] = None,
+    questions: Annotated[int, typer.Option(min=1, help="How many.")] = 8,
+    out: Annotated[Path | None, typer.Option(help="The user's file, with the answers.", show_default=False)] = None,
+    as_json: Annotated[
+        Path | None, typer.Option("--json", help="Ask nobody; write the questions as JSON.", show_default=False)
+    ] = None,
+) -> None:
+    """Ask the questions whose answers tell most about a user, each chosen after the answers before it.
+
+    With --json, or without a terminal, nobody is asked: the first questions are printed, the same for everybody.
+    """
+    from fedvpa.apps import asking
+    from fedvpa.preferences.examples import read_questions
+    from fedvpa.selector import Selector
+    from fedvpa.user import User
+
+    selector, asked = Selector.from_pretrained(run), read_questions(pool)
+    known = None if user is None else User.load(user)
+    if as_json is not None or not sys.stdin.isatty():
+        if out is not None:
+            raise UserError("there are no answers to write", "ask in a terminal, without --json", field="--out")
+        found = asking.questionnaire(selector, known, asked, questions)
+        if as_json is None:
+            sys.stdout.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+        else:
+            _write_json(as_json, found)
+        return
+    answered = asking.interview(selector, known, asked, questions, input, partial(print, file=sys.stderr))
+    console = Console(soft_wrap=True)
+    if out is None:
+        console.print(f"{answered.pairs} answers; keep them with --out", highlight=False)
+        return
+    answered.save(out)
+    console.print(f"{out}: inferred from {answered.pairs} judgements ({answered.inference})", highlight=False)
 
 
 @app.command(

@@ -15,7 +15,8 @@ from fedvpa.evaluation.protocol import make_panel
 from fedvpa.evaluation.result_files import check_results, plain
 from fedvpa.federation.rounds import ClientData
 from fedvpa.methods.base import Pool
-from fedvpa.preferences.jsonl import candidate_of, read_examples
+from fedvpa.preferences.examples import read_examples
+from fedvpa.preferences.jsonl import candidate_of
 from fedvpa.preferences.lines import read_rows
 from fedvpa.preferences.sources import load_preferences
 from fedvpa.selector import Selector
@@ -73,9 +74,18 @@ def evaluate(selector: Selector, config: ExperimentConfig, own: ExperimentConfig
     return check_results(plain(results))
 
 
-def personalize(selector: Selector, examples: Path, inference: str | None = None) -> User:
-    """A user from a file of labelled examples (`read_examples`)."""
-    return selector.infer_pairs(read_examples(examples), inference)
+def personalize(selector: Selector, examples: Path, inference: str | None = None, user: User | None = None) -> User:
+    """A user from a file of judgements (`read_examples`); of a known one, with the file's judgements added.
+
+    Raises:
+        UserError: an unreadable file, an invalid row, a user of another model, or one that cannot be updated.
+    """
+    given = read_examples(examples)
+    if user is None:
+        return selector.infer(given, inference)
+    if inference is not None:
+        raise UserError("has been chosen when the user was made", "leave it out", field="--inference")
+    return selector.update(user, given)
 
 
 def score(selector: Selector, user: User | None, pairs: Path) -> str:

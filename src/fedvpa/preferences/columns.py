@@ -109,7 +109,7 @@ def _by_name(table: Table, wanted: Mapping[str, str]) -> dict[str, str]:
             remedy = f"did you mean {near[0]}?" if near else "name one of them"
             problem = f"no column {name!r} among {_list(table)}"
             raise UserError(problem, remedy, file=table.path, field=f"data.columns.{role}")
-    free = {_plain(c): c for c in reversed(table.columns) if c not in wanted.values()}
+    free = {plain_name(c): c for c in reversed(table.columns) if c not in wanted.values()}
     found = {
         role: next(free[name] for name in names if name in free)
         for role, names in USUAL.items()
@@ -119,7 +119,7 @@ def _by_name(table: Table, wanted: Mapping[str, str]) -> dict[str, str]:
 
 
 def _missing(table: Table, role: str) -> UserError:
-    plain = {_plain(c): c for c in table.columns}
+    plain = {plain_name(c): c for c in table.columns}
     near = next((m for name in USUAL[role] for m in difflib.get_close_matches(name, plain, n=1, cutoff=0.7)), None)
     known = f"{role}={plain[near]}" if near else f"{role}=COLUMN"
     problem = f"missing column; there are {_list(table)}"
@@ -132,5 +132,6 @@ def _list(table: Table) -> str:
     return shown if len(table.columns) <= 12 else f"{shown} and {len(table.columns) - 12} more"
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A column's name as it is compared: lower case, other signs than letters and digits as one underscore."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

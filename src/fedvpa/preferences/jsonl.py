@@ -1,4 +1,4 @@
-"""Rows of two responses: TRL's preference columns, one user's examples, and candidate pairs, in any table.
+"""Rows of two responses: TRL's preference columns and candidate pairs, in any table.
 
 A row has ``prompt``, ``chosen`` and ``rejected``, standard (texts) or conversational (lists of messages; the last
 assistant turn is the response). Without ``prompt`` it is what both dialogues (or texts) begin with.
@@ -26,27 +26,6 @@ class PreferenceRow(NamedTuple):
     pair: Pair
     y: int
     group: str | None = None
-
-
-def read_examples(path: str | Path, on_invalid: OnInvalid = "error") -> list[tuple[Pair, int]]:
-    """Reads one user's examples: ``prompt, chosen, rejected`` (``a`` is the chosen, y = +1), or ``prompt, a, b, y``.
-
-    Raises:
-        UserError: an unreadable file, an invalid row, or no valid row.
-    """
-
-    def parse(row: Row, path: Path, line: int) -> tuple[Pair, int]:
-        if "a" in row or "b" in row:
-            if "y" not in row:
-                raise UserError("missing column", "1 if a is preferred, -1 if b is", file=path, line=line, field="y")
-            y = row["y"]
-            y = {"1": 1, "-1": -1}.get(y, y) if isinstance(y, str) else y  # a CSV file has texts only
-            if isinstance(y, bool) or y not in (1, -1):
-                raise UserError("must be 1 (a is preferred) or -1 (b is)", file=path, line=line, field="y")
-            return candidate_of(row, path, line), int(y)
-        return Pair(*preference_of(row, path, line)), 1
-
-    return table_rows(read_table(path), parse, on_invalid)
 
 
 def read_candidates(path: str | Path, on_invalid: OnInvalid = "error") -> list[Pair]:

@@ -20,6 +20,7 @@ from fedvpa.apps.server.batching import Batcher
 from fedvpa.apps.server.errors import ApiError
 from fedvpa.apps.server.settings import Settings
 from fedvpa.apps.server.work import SMALL, Abandoned, Compare, Infer, Reward, Scorer, Work
+from fedvpa.preferences.examples import Example
 from fedvpa.preferences.schema import Pair, as_prompt
 
 FAST = {"batch_wait": 0.05, "timeout": 5.0}
@@ -217,7 +218,7 @@ def works(scorer: Scorer) -> list[Work]:
         Compare((pairs[3], pairs[0]), several),
         Reward(tuple(p.prompt for p in pairs), tuple(p.a for p in pairs), one),
         Reward((pairs[0].prompt,), ("else",), two),
-        Infer(((pairs[1], 1), (pairs[2], -1)), None),
+        Infer((Example.choice(pairs[1], 1), Example.choice(pairs[2], -1)), None),
         Compare((pairs[1],), one),
     ]
 

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from serving import Live
 
-PATHS = ("/v1/users", "/v1/score", "/v1/rank", "/get_reward", "/v1/users/x", "/v1/model", "/metrics", "/nothing")
+PATHS = (
+    "/v1/users",
+    "/v1/ask",
+    "/v1/score",
+    "/v1/rank",
+    "/get_reward",
+    "/v1/users/x",
+    "/v1/model",
+    "/metrics",
+    "/nothing",
+)
 NAMES = (
     *(
         "examples",
@@ -29,6 +39,7 @@ NAMES = (
         "content",
     ),
     *("user", "id", "prototype", "blend", "0", "1", "latent", "mean", "log_var", "particles", "weights", "model_hash"),
+    *("label", "vote", "rating", "text", "completion", "preferred", "margin", "posterior", "roots", "pool", "n"),
     *("query", "prompts", "labels", "inference", "store", "content"),
 )
 texts = st.text(st.characters(), max_size=40) | st.sampled_from(["", " ", "\x00", "\ud800", "\u202e", "x" * 3000])
@@ -64,6 +75,8 @@ near = st.fixed_dictionaries(
     {},
     optional={
         "examples": st.lists(st.fixed_dictionaries({"prompt": prompt, "chosen": texts, "rejected": texts}), max_size=3),
+        "pool": st.lists(st.fixed_dictionaries({"prompt": prompt}, optional={"text": texts, "a": texts, "b": texts})),
+        "n": st.integers(-1, 3) | leaves,
         "pairs": st.lists(st.fixed_dictionaries({"prompt": prompt, "a": texts, "b": texts}), max_size=3),
         "texts": st.lists(st.fixed_dictionaries({"prompt": prompt, "response": texts}), max_size=3),
         "prompt": prompt,

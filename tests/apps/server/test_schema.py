@@ -29,10 +29,10 @@ def examine(run: Path, examples: int, mode: schemathesis.GenerationMode) -> set[
     schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(service))
     seen: set[tuple[str, str, int]] = set()
     operations = [o.ok() for o in schema.get_all_operations()]
-    assert len(operations) == 9
+    assert len(operations) == 10
     if mode is schemathesis.GenerationMode.NEGATIVE:  # without a body and parameters there is nothing to get wrong
         operations = [o for o in operations if o.body or o.path_parameters or o.query]
-        assert len(operations) == 6
+        assert len(operations) == 7
     for operation in operations:
 
         @given(case=operation.as_strategy(generation_mode=mode))

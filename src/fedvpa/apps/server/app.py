@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -17,13 +17,14 @@ from fedvpa.apps.blends import parse_blend
 from fedvpa.apps.server import errors, openrlhf, page, schemas
 from fedvpa.apps.server.batching import Batcher
 from fedvpa.apps.server.errors import ErrorBody, from_user_error, invalid
+from fedvpa.apps.server.fields import prompt_of
 from fedvpa.apps.server.guard import Guard
+from fedvpa.apps.server.judged import JudgementIn, QuestionIn
 from fedvpa.apps.server.metrics import TYPE, Metrics
 from fedvpa.apps.server.route import CheckedRoute
-from fedvpa.apps.server.schemas import prompt_of
 from fedvpa.apps.server.settings import Settings
 from fedvpa.apps.server.users import Users
-from fedvpa.apps.server.work import Compare, Infer, Reward, Scorer, Work
+from fedvpa.apps.server.work import Choose, Compare, Infer, Reward, Scorer, Work
 from fedvpa.errors import UserError
 from fedvpa.preferences.schema import Pair, Prompt
 from fedvpa.ranking import couples, mean_preferences, ranking
@@ -32,7 +33,7 @@ from fedvpa.selector import Selector
 from fedvpa.user import User
 
 ABOUT = (
-    "Infers a user's preference from a few comparisons, and scores and ranks responses as that user would. "
+    "Infers a user's preference from a few judgements, and scores and ranks responses as that user would. "
     "Texts are not stored; features and the users that you ask to store live in memory only."
 )
 _STATUSES = {
@@ -86,6 +87,14 @@ class Service:
         if n > most:
             raise invalid(field, f"has {n} items, {most} are allowed", "send less at a time")
 
+    def check_different(self, field: str, items: Sequence[JudgementIn | QuestionIn]) -> None:
+        """Raises `ApiError` (422) for too many items, or one that compares two equal texts."""
+        self.check_items(field, len(items))
+        for i, item in enumerate(items):
+            if item.equal is not None:
+                one, other = item.equal
+                raise invalid(f"{field}[{i}].{one}", f"equals {other}", "remove the example")
+
     def check_chars(self, field: str, texts: Iterable[tuple[Prompt, str]]) -> None:
         """Raises `ApiError` (422) for too much text."""
         chars, most = sum(len(r) + sum(len(m.content) for m in p) for p, r in texts), self.settings.max_chars
@@ -121,6 +130,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
     _add_scoring(app, service)
     _add_users(app, service)
+    _add_asking(app, service)
     _add_rewards(app, service)
     _add_operations(app, service)
     return app
@@ -134,19 +144,21 @@ _ASKED = _answers(400, 408, 413, 422, 429, 500, 503, 504)
 
 
 def _add_users(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/users", response_model=schemas.UsersResponse, responses={**_ASKED, **_answers(409)})
+    @app.post("/v1/users", response_model=schemas.UsersResponse, responses={**_ASKED, **_answers(404, 409)})
     async def infer_user(request: schemas.UsersRequest) -> Any:
-        """Infer a user's latent from a few comparisons. Nothing is stored unless ``store`` is true."""
-        service.check_items("examples", len(request.examples))
-        for i, e in enumerate(request.examples):
-            if e.chosen == e.rejected:
-                raise invalid(f"examples[{i}].rejected", "equals chosen", "remove the example")
-        work = Infer(
-            tuple((Pair(prompt_of(e.prompt), e.chosen, e.rejected), 1) for e in request.examples), request.inference
-        )
-        service.check_chars("examples", work.texts)
-        user: User = await service.ask(work)
-        name = service.users.stored.add(user) if request.store else None
+        """Infer a user's latent from a few judgements, or update one. Nothing is stored unless ``store`` is true."""
+        service.check_different("examples", request.examples)
+        examples = tuple(e.example() for e in request.examples)
+        service.check_chars("examples", Infer(examples, None).texts)
+        name = None if request.user is None else request.user.id
+        while True:
+            before = None if request.user is None else service.users.resolve(request.user)
+            user: User = await service.ask(Infer(examples, request.inference, before))
+            if name is None or before is None:
+                name = service.users.stored.add(user) if request.store else None
+                break
+            if service.users.stored.replace(name, before, user):
+                break  # else another request has updated it meanwhile: these judgements come on top
         return JSONResponse({"id": name, "user": user.model_dump(exclude_none=True)})
 
     @app.get("/v1/users/{id}", response_model=schemas.UsersResponse, responses=_answers(404, 422))
@@ -195,6 +207,18 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
         p = torch.tensor(await service.ask(Compare(pairs, user)) if pairs else [], dtype=torch.float64)
         ranked = [{"index": i, "score": s} for i, s in ranking(mean_preferences(n, p))]
         return JSONResponse({"ranking": ranked, "model_hash": service.hash})
+
+
+def _add_asking(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/ask", response_model=schemas.AskResponse, responses={**_ASKED, **_answers(404)})
+    async def ask(request: schemas.AskRequest) -> Any:
+        """The questions of a pool whose answers tell most about a user, in the order in which to ask them."""
+        user = service.users.resolve(request.user)
+        service.check_different("pool", request.pool)
+        work = Choose(tuple(q.question() for q in request.pool), user, request.n)
+        service.check_chars("pool", work.texts)
+        found = [{"index": a.row, "bits": a.bits} for a in await service.ask(work)]
+        return JSONResponse({"questions": found, "model_hash": service.hash})
 
 
 def _add_rewards(app: FastAPI, service: Service) -> None:

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from fedvpa.errors import UserError
 
-_TAGS = ("text", "messages")  # of the union in `schemas.PromptField`; no field has such a name
+_TAG = "kind: "  # begins the tags of unions of fields; no field has such a name
 
 
 class Problem(BaseModel):
@@ -74,7 +74,7 @@ def place(loc: Sequence[str | int]) -> str | None:
     for part in loc[1:]:
         if isinstance(part, int):
             name += f"[{part}]"
-        elif part not in _TAGS:
+        elif not part.startswith(_TAG):
             name += f".{part}" if name else part
     return name or None
 

@@ -4,51 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedvpa.preferences.schema import Prompt, as_prompt
-
-LARGEST = 1000.0
-"""Bound on what a caller may send as a latent: no product with the parameters overflows."""
-
-Bounded = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
-Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
-
-
-class Strict(BaseModel):
-    """A request; an unknown field is an error and not ignored."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
-
-
-class TurnIn(Strict):
-    """One turn of a dialogue."""
-
-    role: Literal["system", "user", "assistant"]
-    content: Text
-
-
-def _kind(value: Any) -> str:
-    return "messages" if isinstance(value, list) else "text"
-
-
-PromptField = Annotated[
-    Annotated[Text, Tag("text")] | Annotated[list[TurnIn], Field(min_length=1), Tag("messages")],
-    Discriminator(_kind),
-    Field(description="A text (one user turn), or messages that end before the response."),
-]
-
-
-def prompt_of(value: str | list[TurnIn]) -> Prompt:
-    return as_prompt(value if isinstance(value, str) else [m.model_dump() for m in value])
-
-
-class Example(Strict):
-    """One comparison that a user has made."""
-
-    prompt: PromptField
-    chosen: Text
-    rejected: Text
+from fedvpa.apps.server.fields import Bounded, PromptField, Strict, Text
+from fedvpa.apps.server.judged import JudgementIn, QuestionIn
 
 
 class PairIn(Strict):
@@ -66,6 +25,15 @@ class TextIn(Strict):
     response: Text
 
 
+class PosteriorIn(Strict):
+    """A mixture of Gaussians, as `POST /v1/users` gives it for a model that takes judgements."""
+
+    version: Literal[1] = 1
+    weights: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1, max_length=256)]
+    means: Annotated[list[list[Bounded]], Field(max_length=256)]
+    roots: Annotated[list[list[Annotated[float, Field(ge=-1e6, le=1e6)]]], Field(max_length=256)]
+
+
 class Latent(Strict):
     """A user's latent, as `POST /v1/users` and `fedvpa personalize` give it; ``mean`` alone is enough."""
 
@@ -73,6 +41,7 @@ class Latent(Strict):
     log_var: list[Bounded] | None = None
     particles: Annotated[list[list[Bounded]], Field(max_length=256)] | None = None
     weights: list[Annotated[float, Field(ge=0, le=1)]] | None = None
+    posterior: PosteriorIn | None = None
     pairs: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     inference: Annotated[str, Field(max_length=100)] | None = None
     model_hash: Annotated[str, Field(max_length=64)] | None = None
@@ -100,11 +69,49 @@ class UserRef(Strict):
 
 
 class UsersRequest(Strict):
-    """A few comparisons of one user."""
+    """A few judgements of one user, of any kind and mixed. With ``user``, they are added to what is known of it."""
 
-    examples: Annotated[list[Example], Field(min_length=1)]
-    inference: Annotated[str, Field(max_length=20, description="amortised, mixture or refined")] | None = None
+    examples: Annotated[list[JudgementIn], Field(min_length=1)]
+    inference: Annotated[str, Field(max_length=20, description="As the method names it.")] | None = None
+    user: UserRef | None = Field(None, description="Whom to update; a stored one keeps its id.")
     store: bool = Field(False, description="Keep the latent (not the texts) in memory, under an id that comes back.")
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if self.user is not None and self.inference is not None:
+            raise ValueError("an inference is chosen when the user is made; leave it out")
+        return self
+
+
+class AskRequest(Strict):
+    """Questions of which the best are wanted."""
+
+    pool: Annotated[list[QuestionIn], Field(min_length=1, description="What may be asked.")]
+    n: Annotated[int, Field(ge=1, le=100, description="How many.")] = 1
+    user: UserRef | None = None
+
+
+class Asked(BaseModel):
+    """A question: its place in the pool, and the information about the user expected from the answer."""
+
+    index: int
+    bits: float
+
+
+class AskResponse(BaseModel):
+    """In the order in which to ask."""
+
+    questions: list[Asked]
+    model_hash: str
+
+
+class PosteriorOut(BaseModel):
+    """A mixture of Gaussians: weights, means, and the lower triangles of the precisions' Cholesky factors by row."""
+
+    version: int
+    weights: list[float]
+    means: list[list[float]]
+    roots: list[list[float]]
 
 
 class UserOut(BaseModel):
@@ -117,6 +124,7 @@ class UserOut(BaseModel):
     inference: str | None = None
     particles: list[list[float]] | None = None
     weights: list[float] | None = None
+    posterior: PosteriorOut | None = None
 
 
 class UsersResponse(BaseModel):

@@ -6,13 +6,18 @@ import math
 import secrets
 import threading
 
+import torch
 from pydantic import ValidationError
 
 from fedvpa.apps.server.errors import ApiError, invalid
+from fedvpa.apps.server.fields import LARGEST
 from fedvpa.apps.server.schemas import Latent, UserRef
 from fedvpa.errors import UserError
 from fedvpa.selector import Selector
-from fedvpa.user import User
+from fedvpa.user import MixturePosterior, User
+
+POINT = -20.0
+"""Log variance of a latent that is sent as a mean alone."""
 
 
 class UserStore:
@@ -53,6 +58,14 @@ class UserStore:
             raise ApiError(404, "no such user is stored", "infer the user again, with store: true", field)
         return user
 
+    def replace(self, name: str, before: User, after: User) -> bool:
+        """Exchanges a stored user; False if it is gone, or another request has changed it meanwhile."""
+        with self._lock:
+            if self._users.get(name) is not before:
+                return False
+            self._users[name] = after
+            return True
+
     def remove(self, name: str) -> None:
         """Forgets a user.
 
@@ -72,7 +85,7 @@ class Users:
 
     def __init__(self, selector: Selector, limit: int) -> None:
         self.selector, self.stored = selector, UserStore(limit)
-        self.dim = selector.parameters.centroids.shape[-1] if selector.method.latent else 0
+        self.dim = selector.dim
         self.average = selector.known(None)
         self.prototypes = [selector.blend({k: 1.0}) for k in range(len(selector.centres))]
 
@@ -112,16 +125,32 @@ class Users:
     def _inline(self, latent: Latent, field: str) -> User:
         rows = [("mean", latent.mean), ("log_var", latent.log_var)]
         rows += [(f"particles[{i}]", z) for i, z in enumerate(latent.particles or ())]
+        if latent.posterior is not None:
+            if not self.selector.judges:
+                raise invalid(f"{field}.posterior", "this model's users have none", "leave it out")
+            rows += [(f"posterior.means[{i}]", z) for i, z in enumerate(latent.posterior.means)]
         for name, row in rows:
             if row is not None and len(row) != self.dim:
                 raise invalid(f"{field}.{name}", f"has {len(row)} numbers, this model's latent has {self.dim}")
+        if self.selector.judges and not all(POINT <= v <= math.log(LARGEST) for v in latent.log_var or ()):
+            raise invalid(f"{field}.log_var", f"must lie between {POINT:g} and {math.log(LARGEST):.1f}")
         values = latent.model_dump(exclude_none=True)
-        values.setdefault("log_var", [0.0] * self.dim)
+        # A mean alone is a point: so it is with particles, and with a posterior of next to no variance.
+        values.setdefault("log_var", [POINT if self.selector.judges else 0.0] * self.dim)
         values.setdefault("model_hash", self.selector.info.model_hash)
         try:
-            return self.selector.known(User.model_validate(values))
+            user = self.selector.known(User.model_validate(values))
+            if user.posterior is not None and not _usable(user.posterior):
+                raise invalid(f"{field}.posterior.roots", "the posterior has a variance that is no number, or huge")
+            return user
         except ValidationError as e:
             message = str(e.errors()[0]["msg"]).removeprefix("Value error, ")
             raise invalid(field, message) from None
         except UserError as e:
             raise invalid(f"{field}.model_hash", e.problem, "infer the user again") from None
+
+
+def _usable(posterior: MixturePosterior) -> bool:
+    """Whether predictions with a posterior that a caller has sent are numbers."""
+    variances = posterior.tensors(torch.float64).variances()
+    return bool(variances.isfinite().all()) and bool(variances.max() <= LARGEST)

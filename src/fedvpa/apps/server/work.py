@@ -13,11 +13,11 @@ from torch import Tensor
 from fedvpa.backbone.extract import Item
 from fedvpa.backbone.memory import MemoryStore
 from fedvpa.methods.base import Pool
+from fedvpa.preferences.examples import Example, Question
 from fedvpa.preferences.schema import Pair, Prompt
 from fedvpa.rewards import log_odds
 from fedvpa.selector import Selector
-from fedvpa.user import User, latent_of
-from fedvpa.variational.inference import Particles
+from fedvpa.user import User, latent_of, stack_users
 
 CELLS = 2**16
 """Users times pairs of one product: a product asks every user about every pair, also about the others'."""
@@ -52,17 +52,35 @@ class Reward:
 
 @dataclass(frozen=True, eq=False)
 class Infer:
-    """A user from labelled pairs."""
+    """A user from judgements; of a known user, the one after them."""
 
-    examples: tuple[tuple[Pair, int], ...]
+    examples: tuple[Example, ...]
     inference: str | None
+    user: User | None = None
 
     @property
     def texts(self) -> Iterator[tuple[Prompt, str]]:
-        return ((p.prompt, r) for p, _ in self.examples for r in (p.a, p.b))
+        return _judged_texts(self.examples)
 
 
-Work = Compare | Reward | Infer
+@dataclass(frozen=True, eq=False)
+class Choose:
+    """The n questions of a pool that tell most about a user."""
+
+    pool: tuple[Question, ...]
+    user: User
+    n: int
+
+    @property
+    def texts(self) -> Iterator[tuple[Prompt, str]]:
+        return _judged_texts(self.pool)
+
+
+Work = Compare | Reward | Infer | Choose
+
+
+def _judged_texts(judged: Sequence[Example | Question]) -> Iterator[tuple[Prompt, str]]:
+    return ((item.prompt, item.text) for j in judged for item in (j.first, j.second) if item is not None)
 
 
 class Abandoned(Exception):
@@ -103,7 +121,7 @@ class Scorer:
         return sum(chars for key, chars in new.items() if not stores or any(key not in known for known in stores))
 
     def __call__(self, works: Sequence[Work], wanted: Callable[[], bool] = lambda: True) -> list[Any]:
-        """One result per work: probabilities, rewards, or a `User`.
+        """One result per work: probabilities, rewards, a `User`, or questions.
 
         Args:
             wanted: asked between pieces, whether anybody still waits.
@@ -122,10 +140,17 @@ class Scorer:
         for user, rewards in _by_user([(i, w) for i, w in enumerate(works) if isinstance(w, Reward)]):
             found |= self._reward(user, rewards, x, row)
         for i, work in enumerate(works):
-            if isinstance(work, Infer):
+            if isinstance(work, Infer | Choose):
                 with self._all_threads():
-                    found[i] = self.selector.infer_pairs(work.examples, work.inference)
+                    found[i] = self._judged(work)
         return [found[i] for i in range(len(works))]
+
+    def _judged(self, work: Infer | Choose) -> Any:
+        if isinstance(work, Choose):
+            return self.selector.ask_questions(work.user, work.pool, work.n)
+        if work.user is None:
+            return self.selector.infer(work.examples, work.inference)
+        return self.selector.update(work.user, work.examples)
 
     @contextlib.contextmanager
     def _all_threads(self) -> Iterator[None]:
@@ -176,20 +201,6 @@ class Scorer:
         found = log_odds(self.selector.predictor, x[rows], latent_of(user, self.selector.dtype))
         lengths = [len(work.responses) for _, work in works]
         return {i: part.tolist() for (i, _), part in zip(works, found.split(lengths), strict=True)}
-
-
-def stack_users(users: Sequence[User], dtype: torch.dtype) -> Particles | Tensor:
-    """`latent_of` of several users at once; users of fewer particles get some of weight 0."""
-    latents = [latent_of(user, dtype) for user in users]
-    points = [latent for latent in latents if isinstance(latent, Particles)]
-    if not points:
-        return torch.zeros(len(users), 0, dtype=dtype)
-    most = max(p.z.shape[1] for p in points)
-    z = torch.zeros(len(users), most, points[0].z.shape[2], dtype=dtype)
-    log_weights = torch.full((len(users), most), -torch.inf, dtype=dtype)
-    for u, p in enumerate(points):
-        z[u, : p.z.shape[1]], log_weights[u, : p.z.shape[1]] = p.z[0], p.log_weights[0]
-    return Particles(z, log_weights)
 
 
 def _by_user(works: Sequence[tuple[int, Any]]) -> list[tuple[User, list[tuple[int, Any]]]]:

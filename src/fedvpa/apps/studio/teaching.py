@@ -13,13 +13,12 @@ from pydantic import ValidationError
 
 from fedvpa.apps.studio.world import World
 from fedvpa.errors import UserError
+from fedvpa.inferring import pair_answers
 from fedvpa.preferences.schema import Pair
 from fedvpa.preferences.seeding import generator
 from fedvpa.user import User
-from fedvpa.variational.acquisition import expected_information_gain, next_question
-from fedvpa.variational.gaussian import Gaussian
+from fedvpa.variational.acquisition import information_gain, next_question
 
-SAMPLES = 256
 LARGEST_FILE = 1_000_000
 """Characters of a user's file."""
 
@@ -88,10 +87,7 @@ def ask(world: World, lesson: Lesson) -> Question | None:
     g = generator(lesson.seed, "question", len(lesson.steps))
     asked = torch.zeros(len(world.pairs), dtype=torch.bool)
     asked[[step.question.row for step in lesson.steps]] = True
-    predictor, dtype = world.predictor, world.selector.dtype
-    q = Gaussian(*(torch.tensor(v, dtype=dtype) for v in (lesson.user.mean, lesson.user.log_var)))
-    noise = torch.randn(SAMPLES, len(q.mean), generator=g, dtype=dtype)
-    gain = expected_information_gain(predictor.theta, q, predictor.d, predictor.base_logit, noise)
+    gain = information_gain(pair_answers(world.predictor, lesson.user, g))
     row = next_question(gain, asked)
     if row is None:
         return None

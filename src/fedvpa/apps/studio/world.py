@@ -15,8 +15,8 @@ from fedvpa.apps.studio.latent_map import LatentMap
 from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
 from fedvpa.evaluation.result_files import read_results
-from fedvpa.methods.base import Pool
 from fedvpa.methods.fedvpa_gp import LatentPredictor
+from fedvpa.methods.fedvpa_laplace import LaplacePredictor
 from fedvpa.preferences.jsonl import read_candidates
 from fedvpa.preferences.schema import Pair, Prompt
 from fedvpa.preferences.seeding import generator
@@ -50,7 +50,7 @@ class World:
 
     selector: Selector
     pairs: tuple[Pair, ...]
-    predictor: LatentPredictor
+    predictor: LatentPredictor | LaplacePredictor
     map: LatentMap
     prototypes: tuple[str, ...]
     average: User
@@ -72,7 +72,7 @@ class World:
         selector = Selector.from_pretrained(run)
         if not len(selector.centres):
             problem = f"{selector.info.method} has no latent, so there is no preference to switch"
-            raise UserError(problem, "train fedvpa-gp or fedvpl", file=run, field="method.name")
+            raise UserError(problem, "train fedvpa-laplace, fedvpa-gp or fedvpl", file=run, field="method.name")
         writer = None if policy is None else _policy(policy, selector)
         candidates, notes = (
             _unseen(selector.info.config) if pairs is None else (tuple(read_candidates(pairs))[:MOST_PAIRS], ())
@@ -116,12 +116,9 @@ def _unseen(config: ExperimentConfig) -> tuple[tuple[Pair, ...], tuple[str, ...]
     return tuple(unseen[i] for i in order.tolist()), data.notes
 
 
-def _predictor(selector: Selector, pairs: Sequence[Pair]) -> LatentPredictor:
-    features = selector.backbone.encode_pairs(pairs)
-    x = selector.parameters.standardizer(features.items).to(selector.dtype)
-    base = None if features.base_logit is None else features.base_logit.to(selector.dtype)
-    predictor = selector.predictor(Pool(x, features.pairs, base))
-    assert isinstance(predictor, LatentPredictor)
+def _predictor(selector: Selector, pairs: Sequence[Pair]) -> LatentPredictor | LaplacePredictor:
+    predictor = selector.predictor_of(pairs)
+    assert isinstance(predictor, LatentPredictor | LaplacePredictor)
     return predictor
 
 
