@@ -27,27 +27,27 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import rounds as engine
 import torch
-from laplace_page import page, show
-from scale import peak_memory
 from torch.utils.flop_counter import FlopCounterMode
 
+import rounds as engine
 from fedvpa.apps.runs import environment
 from fedvpa.config import ExperimentConfig, parse_config
 from fedvpa.federation import rounds
 from fedvpa.federation.rounds import ClientData, TrainingState
 from fedvpa.methods.base import Pool, Setup
 from fedvpa.methods.fedvpa_gp import FedVPAGP
-from fedvpa.methods.fedvpa_laplace import FedVPALaplace, noise_of
+from fedvpa.methods.fedvpa_laplace import FedVPALaplace, noise_of, observations
 from fedvpa.preferences.schema import VOTE, Client, Judgements, LabelledPairs
 from fedvpa.preferences.seeding import generator
 from fedvpa.variational import laplace
 from fedvpa.variational.laplace import Observations, Prior
+from laplace_page import page, show
+from scale import peak_memory
 
 FEATURES, GROUPS, STATEMENTS, CHOICES, VOTES = 576, 4, 400, 16, 80
 WORLDS = ("16 choices", "80 votes")
@@ -200,8 +200,6 @@ def people_of(size: Size) -> tuple[Observations, Prior]:
     data = world("16 choices", size.people)
     method = FedVPALaplace(Setup(configuration("fedvpa-laplace", size.people), FEATURES, size.people, GROUPS))
     predictor = method.predictor(server, data.pool)
-    from fedvpa.methods.fedvpa_laplace import observations
-
     seen = observations(predictor.slope, predictor.offset, data.judgements.judged)
     if size == Size(size.people):
         return seen, prior
@@ -222,7 +220,8 @@ def alone(repeats: int) -> float:
     seen, prior = people_of(Size(200))
     noise = noise_of(trained("16 choices").server.theta)
     each = [Observations(*(t[i : i + 1] for t in seen)) for i in range(len(seen.y))]
-    return 1000 * statistics.median(seconds(lambda: laplace.infer(each[i % 200], prior, noise)) for i in range(repeats))
+    turns = (partial(laplace.infer, each[i % len(each)], prior, noise) for i in range(repeats))
+    return 1000 * statistics.median(map(seconds, turns))
 
 
 @torch.no_grad()

@@ -31,8 +31,12 @@ def tables(result: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[list
         for r in result["rounds"]
     ]
     growth = [
-        [r["of"], *(str(r[k]) for k in ("people", "answers", "components", "dim"))]
-        + [f"{1000 * r['seconds']:.1f}", f"{r['mib']:.0f}", f"{r['result_mib']:.0f}"]
+        [
+            r["of"],
+            *(str(r[k]) for k in ("people", "answers", "components", "dim")),
+            f"{1000 * r['seconds']:.1f}",
+            *(f"{r[k]:.0f}" for k in ("mib", "result_mib")),
+        ]
         for r in result["growth"]
     ]
     targets = [
@@ -63,8 +67,8 @@ def page(result: dict[str, Any]) -> str:
         f"{str(machine.get('commit') or 'unknown')[:12]}, {machine['processor']}, {machine['threads']} thread(s), "
         f"GEMM {rates['gemm_rate'] / 1e9:.0f} GFLOP/s, memory {rates['bandwidth'] / 1e9:.1f} GB/s.",
         "",
-        "Defaults of both methods, 576 random features per item; everybody takes part in the round. Inferences are those of "
-        "new people from 16 choices unless a table says otherwise, with 8 components in 33 dimensions. MiB of a round: "
+        "Defaults of both methods, 576 random features per item; everybody takes part in the round. Inferences are "
+        "those of new people from 16 choices unless a table says otherwise, with 8 components in 33 dimensions. MiB of a round: "
         "peak of a process; of an inference: what it adds to one.",
     ]
     for title, columns, rows in tables(result):

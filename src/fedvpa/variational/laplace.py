@@ -9,6 +9,7 @@ y ~ N(s, noise). Per component k of the prior the posterior is N(z_k, H_k^-1) at
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -104,33 +105,49 @@ def log_likelihood(score: Tensor, seen: Observations, noise: Noise) -> Tensor:
     Returns:
         (..., K, n)
     """
-    return _log_likelihood(score, Answers(*(t.unsqueeze(-2) for t in seen[2:])), noise)
+    return _log_likelihood(score, _answers(seen, score), noise)
 
 
 class Answers(NamedTuple):
-    """`Observations` without their slopes and offsets, in the shape of the scores."""
+    """`Observations` without their slopes and offsets, in the shape of the scores; `gaussian` None without ratings."""
 
     y: Tensor
-    gaussian: Tensor
+    gaussian: Tensor | None
     weight: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Answers:
+        return Answers(*(None if t is None else change(t) for t in self))  # type: ignore[arg-type]
+
+
+def _answers(seen: Observations, score: Tensor) -> Answers:
+    """seen (..., n) for scores (..., K, n)"""
+    rated = seen.gaussian if bool(seen.gaussian.any()) else None
+    return Answers(seen.y, rated, seen.weight).map(lambda t: t.unsqueeze(-2).expand_as(score))
 
 
 def _log_likelihood(score: Tensor, given: Answers, noise: Noise) -> Tensor:
     y, e = given.y, noise.error
-    # log(e + (1 - 2 e) sigmoid(y s)) without under- or overflow, also for e = 0.
-    choice = torch.logaddexp(F.logsigmoid(y * score) + torch.log1p(-e), F.logsigmoid(-y * score) + torch.log(e))
-    rating = -0.5 * ((y - score) ** 2 / noise.rating + torch.log(noise.rating) + LOG_2PI)
-    return torch.where(given.gaussian, rating, choice) * given.weight
+    right = F.logsigmoid(y * score)
+    if e > 0:  # log(e + (1 - 2 e) sigmoid(y s)) without under- or overflow
+        right = torch.logaddexp(right + torch.log1p(-e), F.logsigmoid(-y * score) + torch.log(e))
+    if given.gaussian is not None:
+        rating = -0.5 * ((y - score) ** 2 / noise.rating + torch.log(noise.rating) + LOG_2PI)
+        right = torch.where(given.gaussian, rating, right)
+    return right * given.weight
 
 
 def _derivatives(score: Tensor, given: Answers, noise: Noise) -> tuple[Tensor, Tensor]:
     """d log p / ds and the expected -d2 log p / ds2 (Fisher's information, which is never negative)."""
     y, e = given.y, noise.error
     p = torch.sigmoid(y * score)
-    right = e + (1 - 2 * e) * p
-    change = (1 - 2 * e) * p * (1 - p)
-    first = torch.where(given.gaussian, (y - score) / noise.rating, y * change / right)
-    second = torch.where(given.gaussian, 1 / noise.rating, change**2 / (right * (1 - right)).clamp(min=1e-12))
+    wrong = 1 - p
+    first, second = y * wrong, p * wrong
+    if e > 0:
+        right, change = e + (1 - 2 * e) * p, (1 - 2 * e) * second
+        first, second = y * change / right, change**2 / (right * (1 - right)).clamp(min=1e-12)
+    if given.gaussian is not None:
+        first = torch.where(given.gaussian, (y - score) / noise.rating, first)
+        second = torch.where(given.gaussian, 1 / noise.rating, second)
     return first * given.weight, second * given.weight
 
 
@@ -167,8 +184,8 @@ def _in_blocks(before: Posterior, seen: Observations, noise: Noise, steps: int, 
     """`_update`, some people at a time."""
     if not seen.y.shape[-1]:
         return before
-    people = max(1, AT_ONCE // before.log_weights.shape[-1])
-    parts = list(zip(*(zip(*(t.split(people) for t in ts), strict=True) for ts in (before, seen)), strict=True))
+    blocks = -(-before.log_weights.numel() // AT_ONCE)
+    parts = list(zip(*(zip(*(t.tensor_split(blocks) for t in ts), strict=True) for ts in (before, seen)), strict=True))
     found = each(lambda p: _update(Posterior(*p[0]), Observations(*p[1]), noise, steps, diagonal), parts)
     return found[0] if len(found) == 1 else Posterior(*(torch.cat(t) for t in zip(*found, strict=True)))
 
@@ -184,7 +201,7 @@ def _update(before: Posterior, seen: Observations, noise: Noise, steps: int, dia
     u = seen.slope.unsqueeze(-3)
     a = u / scale.unsqueeze(-2) if diagonal else torch.linalg.solve_triangular(root, u.mT, upper=False).mT
     start = seen.offset.unsqueeze(-2) + before.means @ seen.slope.mT
-    given = Answers(*(t.unsqueeze(-2).expand_as(start) for t in seen[2:]))
+    given = _answers(seen, start)
     x, score = _mode(a, start, given, noise, steps)
     inner = torch.linalg.cholesky(_inner(a, _derivatives(score, given, noise)[1]))
     away = x / scale if diagonal else torch.linalg.solve_triangular(root.mT, x.unsqueeze(-1), upper=True).squeeze(-1)
@@ -211,25 +228,24 @@ def _mode(a: Tensor, start: Tensor, given: Answers, noise: Noise, steps: int) ->
     """
     dual = a.shape[-2] < a.shape[-1]
     newton, design = (_dual_move, (a @ a.mT).flatten(0, 1)) if dual else (_move, a.flatten(0, 1))
-    given, score = Answers(*(t.flatten(0, 1) for t in given)), start.flatten(0, 1)
+    given, score = given.map(lambda t: t.flatten(0, 1)), start.flatten(0, 1)
     place = score.new_zeros(len(score), design.shape[-1])
-    places, scores, left = place, score, None
+    left, places, scores = torch.arange(len(score)), place.clone(), score.clone()
     for _ in range(steps):
         move = newton(design, place, *_derivatives(score, given, noise))
         moved = _times(design, move)
         largest = moved.abs().amax(-1, keepdim=True)
         damping = LARGEST_MOVE / largest.clamp(min=LARGEST_MOVE)
         place, score = place + damping * move, score + damping * moved
-        places, scores = (
-            (place, score) if left is None else (places.index_copy(0, left, place), scores.index_copy(0, left, score))
-        )
         going = (largest.squeeze(-1) >= CONVERGED).nonzero().squeeze(-1)
-        if not len(going):
+        if len(going) == len(left):
+            continue
+        places, scores = places.index_copy(0, left, place), scores.index_copy(0, left, score)
+        left, place, score, design = (t[going] for t in (left, place, score, design))
+        given = given.map(lambda t, going=going: t[going])  # type: ignore[misc]
+        if not len(left):
             break
-        if len(going) < len(score):
-            left = going if left is None else left[going]
-            design, place, score = design[going], place[going], score[going]
-            given = Answers(*(t[going] for t in given))
+    places, scores = places.index_copy(0, left, place), scores.index_copy(0, left, score)
     places = places.view(*start.shape[:-1], -1)
     return _times(a.mT, places) if dual else places, scores.view_as(start)
 
