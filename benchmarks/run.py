@@ -1,5 +1,5 @@
-"""What `make bench` calls: the engine, alone and against Flower's simulation, fedvpa-laplace, the features, many clients,
-the reward, the service.
+"""What `make bench` calls: the engine, alone and against Flower's simulation, fedvpa-laplace, the features, many
+clients, the reward, the service.
 
 Moderate sizes; one table.
 
