@@ -1,5 +1,5 @@
-"""What `make bench` calls: the engine, alone and against Flower's simulation, the features, many clients, the reward,
-the service.
+"""What `make bench` calls: the engine, alone and against Flower's simulation, fedvpa-laplace, the features, many
+clients, the reward, the service.
 
 Moderate sizes; one table.
 
@@ -67,13 +67,14 @@ def main() -> None:
         "rounds.py": part(
             "rounds.py", ["--sizes", args.sizes, "--repeats", str(args.repeats), "--threads", str(args.threads)]
         ),
+        "laplace.py": part("laplace.py", ["--sizes", args.sizes]),
         "simulation.py": part("simulation.py", []),
         "features.py": part("features.py", ["--pairs", str(args.pairs)]),
         "scale.py": part("scale.py", []),
         "rewards.py": part("rewards.py", ["--prompts", "3", "--threads", str(args.threads)]),
         "serving.py": part("serving.py", ["--pairs", "256"]),
     }
-    timed = ("rounds.py", "simulation.py", "scale.py", "rewards.py", "serving.py")
+    timed = ("rounds.py", "laplace.py", "simulation.py", "scale.py", "rewards.py", "serving.py")
     targets = [t for name in timed for t in (parts[name] or {}).get("targets", [])]
     targets += extraction_targets(parts["features.py"]) if parts["features.py"] else []
     failed = [name for name, result in parts.items() if result is None]

@@ -390,7 +390,7 @@ class LaplaceConfig(Section):
     learning_rate: float = Field(
         5e-4,
         gt=0,
-        description="The rate of the server's Adam for few judgements, up to four times as much for many; it falls to nothing.",
+        description="Rate of the server's Adam for few judgements, up to four times as much for many; it falls to 0.",
     )
     dropout: float = Field(0.5, ge=0, lt=1, description="Share of the input features left out in a round.")
     samples: int = Field(4, ge=1, description="S, posterior samples.")

@@ -9,13 +9,14 @@ y ~ N(s, noise). Per component k of the prior the posterior is N(z_k, H_k^-1) at
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedvpa.variational.blocks import each
 from fedvpa.variational.gaussian import LOG_2PI, Gaussian, moment_match
 
 STEPS = 8
@@ -24,6 +25,8 @@ EFFECTIVE = 10.0
 """One person's answers count as so many independent ones when the calibration is chosen."""
 CONVERGED = 1e-3
 """Newton's error is quadratic: after a step that moved no score by more, the mode is exact to about 1e-6."""
+AT_ONCE = 512
+"""Components that are solved together: few enough for the cache."""
 LARGEST_MOVE = 3.0
 """A step is scaled so that no score moves by more; undamped steps diverged in some runs."""
 
@@ -91,7 +94,8 @@ class Posterior(NamedTuple):
 
     def variances(self) -> Tensor:
         """(..., K, dim) diagonals of H_k^-1."""
-        return torch.cholesky_inverse(self.root).diagonal(dim1=-2, dim2=-1)
+        one = torch.eye(self.root.shape[-1], dtype=self.root.dtype)
+        return (torch.linalg.solve_triangular(self.root, one, upper=False) ** 2).sum(-2)
 
 
 def log_likelihood(score: Tensor, seen: Observations, noise: Noise) -> Tensor:
@@ -103,23 +107,50 @@ def log_likelihood(score: Tensor, seen: Observations, noise: Noise) -> Tensor:
     Returns:
         (..., K, n)
     """
-    y, e = seen.y.unsqueeze(-2), noise.error
-    # log(e + (1 - 2 e) sigmoid(y s)) without under- or overflow, also for e = 0.
-    choice = torch.logaddexp(F.logsigmoid(y * score) + torch.log1p(-e), F.logsigmoid(-y * score) + torch.log(e))
-    rating = -0.5 * ((y - score) ** 2 / noise.rating + torch.log(noise.rating) + LOG_2PI)
-    return torch.where(seen.gaussian.unsqueeze(-2), rating, choice) * seen.weight.unsqueeze(-2)
+    return _log_likelihood(score, _answers(seen, score), noise)
 
 
-def _derivatives(score: Tensor, seen: Observations, noise: Noise) -> tuple[Tensor, Tensor]:
-    """d log p / ds and the expected -d2 log p / ds2 (Fisher's information, which is never negative), (..., K, n)."""
-    y, weight, e = seen.y.unsqueeze(-2), seen.weight.unsqueeze(-2), noise.error
+class Answers(NamedTuple):
+    """`Observations` without their slopes and offsets, in the shape of the scores; `gaussian` None without ratings."""
+
+    y: Tensor
+    gaussian: Tensor | None
+    weight: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Answers:
+        return Answers(*(None if t is None else change(t) for t in self))  # type: ignore[arg-type]
+
+
+def _answers(seen: Observations, score: Tensor) -> Answers:
+    """seen (..., n) for scores (..., K, n)"""
+    rated = seen.gaussian if bool(seen.gaussian.any()) else None
+    return Answers(seen.y, rated, seen.weight).map(lambda t: t.unsqueeze(-2).expand_as(score))
+
+
+def _log_likelihood(score: Tensor, given: Answers, noise: Noise) -> Tensor:
+    y, e = given.y, noise.error
+    right = F.logsigmoid(y * score)
+    if e > 0:  # log(e + (1 - 2 e) sigmoid(y s)) without under- or overflow
+        right = torch.logaddexp(right + torch.log1p(-e), F.logsigmoid(-y * score) + torch.log(e))
+    if given.gaussian is not None:
+        rating = -0.5 * ((y - score) ** 2 / noise.rating + torch.log(noise.rating) + LOG_2PI)
+        right = torch.where(given.gaussian, rating, right)
+    return right * given.weight
+
+
+def _derivatives(score: Tensor, given: Answers, noise: Noise) -> tuple[Tensor, Tensor]:
+    """d log p / ds and the expected -d2 log p / ds2 (Fisher's information, which is never negative)."""
+    y, e = given.y, noise.error
     p = torch.sigmoid(y * score)
-    right = e + (1 - 2 * e) * p
-    change = (1 - 2 * e) * p * (1 - p)
-    gaussian = seen.gaussian.unsqueeze(-2)
-    first = torch.where(gaussian, (y - score) / noise.rating, y * change / right)
-    second = torch.where(gaussian, 1 / noise.rating, change**2 / (right * (1 - right)).clamp(min=1e-12))
-    return first * weight, second * weight
+    wrong = 1 - p
+    first, second = y * wrong, p * wrong
+    if e > 0:
+        right, change = e + (1 - 2 * e) * p, (1 - 2 * e) * second
+        first, second = y * change / right, change**2 / (right * (1 - right)).clamp(min=1e-12)
+    if given.gaussian is not None:
+        first = torch.where(given.gaussian, (y - score) / noise.rating, first)
+        second = torch.where(given.gaussian, 1 / noise.rating, second)
+    return first * given.weight, second * given.weight
 
 
 def as_posterior(prior: Prior, people: int) -> Posterior:
@@ -131,7 +162,7 @@ def as_posterior(prior: Prior, people: int) -> Posterior:
 
 def infer(seen: Observations, prior: Prior, noise: Noise, steps: int = STEPS) -> Posterior:
     """The posterior of each person from all of its judgements; see `update`. seen: (people, n)"""
-    return update(as_posterior(prior, len(seen.y)), seen, noise, steps)
+    return _in_blocks(as_posterior(prior, len(seen.y)), seen, noise, steps, diagonal=True)
 
 
 def update(before: Posterior, seen: Observations, noise: Noise, steps: int = STEPS) -> Posterior:
@@ -146,31 +177,101 @@ def update(before: Posterior, seen: Observations, noise: Noise, steps: int = STE
 
     Args:
         before: (people, K); seen: (people, n) padded. Without observations nothing changes.
-        steps: Newton steps at most; they end when no score moves by more than `CONVERGED`.
+        steps: Newton steps at most; a component's end when no score moves by more than `CONVERGED`.
     """
+    return _in_blocks(before, seen, noise, steps, diagonal=False)
+
+
+def _in_blocks(before: Posterior, seen: Observations, noise: Noise, steps: int, diagonal: bool) -> Posterior:
+    """`_update`, some people at a time."""
     if not seen.y.shape[-1]:
         return before
-    precision = before.root @ before.root.mT
-    z, root = before.means, before.root
-    score = seen.offset.unsqueeze(-2) + z @ seen.slope.mT
-    moved = torch.ones_like(score)
-    for step in range(steps + 1):
-        first, second = _derivatives(score, seen, noise)
-        root = torch.linalg.cholesky(
-            (second.unsqueeze(-1) * seen.slope.unsqueeze(-3)).mT @ seen.slope.unsqueeze(-3) + precision
-        )
-        if step == steps or bool(moved.abs().max() < CONVERGED):
+    blocks = -(-before.log_weights.numel() // AT_ONCE)
+    parts = list(zip(*(zip(*(t.tensor_split(blocks) for t in ts), strict=True) for ts in (before, seen)), strict=True))
+    found = each(lambda p: _update(Posterior(*p[0]), Observations(*p[1]), noise, steps, diagonal), parts)
+    return found[0] if len(found) == 1 else Posterior(*(torch.cat(t) for t in zip(*found, strict=True)))
+
+
+def _update(before: Posterior, seen: Observations, noise: Noise, steps: int, diagonal: bool) -> Posterior:
+    """See `update`. diagonal: whether the precisions before are.
+
+    With P_k = R R^T and x = R^T (z - m_k) the prior of x is N(0, I), and a score is linear in it: s = s_0 + <a, x>,
+    a = R^-1 u. So H_k = R (I + sum_i curvature_i a_i a_i^T) R^T.
+    """
+    root = before.root
+    scale = root.diagonal(dim1=-2, dim2=-1)
+    u = seen.slope.unsqueeze(-3)
+    a = u / scale.unsqueeze(-2) if diagonal else torch.linalg.solve_triangular(root, u.mT, upper=False).mT
+    start = seen.offset.unsqueeze(-2) + before.means @ seen.slope.mT
+    given = _answers(seen, start)
+    x, score = _mode(a, start, given, noise, steps)
+    inner = torch.linalg.cholesky(_inner(a, _derivatives(score, given, noise)[1]))
+    away = x / scale if diagonal else torch.linalg.solve_triangular(root.mT, x.unsqueeze(-1), upper=True).squeeze(-1)
+    evidence = _log_likelihood(score, given, noise).sum(-1) - 0.5 * (x**2).sum(-1) - _log_root(inner)
+    return Posterior(
+        (before.log_weights + evidence).log_softmax(-1),
+        before.means + away,
+        scale.unsqueeze(-1) * inner if diagonal else root @ inner,
+        before.evidence + evidence,
+    )
+
+
+def _mode(a: Tensor, start: Tensor, given: Answers, noise: Noise, steps: int) -> tuple[Tensor, Tensor]:
+    """argmax over x of sum_i log p(y_i | s_i) - |x|^2 / 2 with s = start + a x, by damped Newton steps from 0.
+
+    With fewer observations than dimensions the steps are taken in the dual: x = a^T alpha, s = start + a a^T alpha
+    (Rasmussen and Williams 2006, algorithm 3.1). A component leaves when it has converged.
+
+    Args:
+        a: (people, K, n, dim); start: (people, K, n).
+
+    Returns:
+        x (people, K, dim) and its scores (people, K, n).
+    """
+    dual = a.shape[-2] < a.shape[-1]
+    newton, design = (_dual_move, (a @ a.mT).flatten(0, 1)) if dual else (_move, a.flatten(0, 1))
+    given, score = given.map(lambda t: t.flatten(0, 1)), start.flatten(0, 1)
+    place = score.new_zeros(len(score), design.shape[-1])
+    left, places, scores = torch.arange(len(score)), place.clone(), score.clone()
+    for _ in range(steps):
+        move = newton(design, place, *_derivatives(score, given, noise))
+        moved = _times(design, move)
+        largest = moved.abs().amax(-1, keepdim=True)
+        damping = LARGEST_MOVE / largest.clamp(min=LARGEST_MOVE)
+        place, score = place + damping * move, score + damping * moved
+        going = (largest.squeeze(-1) >= CONVERGED).nonzero().squeeze(-1)
+        if len(going) == len(left):
+            continue
+        places, scores = places.index_copy(0, left, place), scores.index_copy(0, left, score)
+        left, place, score, design = (t[going] for t in (left, place, score, design))
+        given = given.map(lambda t, going=going: t[going])  # type: ignore[misc]
+        if not len(left):
             break
-        gradient = first @ seen.slope - _times(precision, z - before.means)
-        move = torch.cholesky_solve(gradient.unsqueeze(-1), root).squeeze(-1)
-        moved = move @ seen.slope.mT
-        scale = LARGEST_MOVE / moved.abs().amax(-1, keepdim=True).clamp(min=LARGEST_MOVE)
-        moved = scale * moved
-        z, score = z + scale * move, score + moved
-    away = z - before.means
-    distance = (away * _times(precision, away)).sum(-1)
-    evidence = log_likelihood(score, seen, noise).sum(-1) - 0.5 * distance + _log_root(before.root) - _log_root(root)
-    return Posterior((before.log_weights + evidence).log_softmax(-1), z, root, before.evidence + evidence)
+    places, scores = places.index_copy(0, left, place), scores.index_copy(0, left, score)
+    places = places.view(*start.shape[:-1], -1)
+    return _times(a.mT, places) if dual else places, scores.view_as(start)
+
+
+def _inner(a: Tensor, curvature: Tensor) -> Tensor:
+    """I + sum_i curvature_i a_i a_i^T"""
+    product = (curvature.unsqueeze(-1) * a).mT @ a
+    product.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    return product
+
+
+def _move(a: Tensor, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Newton's step of x: (I + a^T W a)^-1 (a^T first - x), with W = diag(second)."""
+    gradient = _times(a.mT, first) - x
+    return torch.cholesky_solve(gradient.unsqueeze(-1), torch.linalg.cholesky(_inner(a, second))).squeeze(-1)
+
+
+def _dual_move(gram: Tensor, alpha: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The same of alpha: (I + W G)^-1 (first - alpha) with G = a a^T, by way of B = I + W^1/2 G W^1/2."""
+    gradient, half = first - alpha, second.sqrt()
+    b = half.unsqueeze(-1) * gram * half.unsqueeze(-2)
+    b.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    right = half * _times(gram, gradient)
+    return gradient - half * torch.cholesky_solve(right.unsqueeze(-1), torch.linalg.cholesky(b)).squeeze(-1)
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
