@@ -29,7 +29,7 @@ from fedvpa.methods.registry import create
 from fedvpa.preferences.schema import Client, FederatedPreferences
 from fedvpa.preferences.seeding import derive_seed
 from fedvpa.preferences.sources import load_preferences
-from fedvpa.variational import laplace
+from fedvpa.variational.calibration import calibrate
 
 REPORTED = ("seen", "unseen")
 DEFAULT_CLUSTERS = 4
@@ -218,7 +218,7 @@ def calibrated(method: Method, training: TrainingState, prepared: Prepared) -> T
         for panel in prepared.choosing:
             users = predictor.infer(panel.judgements(size), how)
             answers.append(predictor.answers(users, panel.query, panel.query_y, panel.query_mask))
-    found = laplace.calibrate(answers)
+    found = calibrate(answers)
     theta |= {k: v.to(theta[k].dtype) for k, v in zip(CALIBRATION, found, strict=True)}
     return replace(training, server=replace(training.server, theta=theta))
 

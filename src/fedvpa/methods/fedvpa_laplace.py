@@ -38,6 +38,7 @@ from fedvpa.methods.base import (
 )
 from fedvpa.preferences.seeding import generator
 from fedvpa.variational import laplace
+from fedvpa.variational.calibration import Answered
 from fedvpa.variational.laplace import Calibration, Noise, Observations, Posterior, Prior, Sums
 from fedvpa.variational.prior import Mixture
 from fedvpa.variational.selector import Sizes, Theta, embed, init_theta
@@ -366,13 +367,13 @@ class LaplacePredictor:
         return laplace.predict(users, u, self.offset[a] - self.offset[b], self.calibration)
 
     @torch.no_grad()
-    def answers(self, users: Posterior, index: Tensor, y: Tensor, mask: Tensor) -> laplace.Answers:
+    def answers(self, users: Posterior, index: Tensor, y: Tensor, mask: Tensor) -> Answered:
         """Scores of the pairs `index` (users, n), whose labels y are known, for `calibrated`."""
         a, b = self.pool.pairs[index].unbind(-1)
         u = torch.nn.functional.pad(self.slope[a] - self.slope[b], (0, 1))
         mean, variance = laplace.score_moments(users, u, self.offset[a] - self.offset[b])
         weights, mean, variance, y = (t.double() for t in (users.log_weights, mean, variance, y))
-        return laplace.Answers(weights, mean, variance, y, mask)
+        return Answered(weights, mean, variance, y, mask)
 
     def choices(self, context: Context) -> Judged:
         """Labelled pairs as judgements."""

@@ -9,7 +9,7 @@ y ~ N(s, noise). Per component k of the prior the posterior is N(z_k, H_k^-1) at
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,8 +21,6 @@ from fedvpa.variational.gaussian import LOG_2PI, Gaussian, moment_match
 
 STEPS = 8
 """Newton steps from a component's mean to the mode."""
-EFFECTIVE = 10.0
-"""One person's answers count as so many independent ones when the calibration is chosen."""
 CONVERGED = 1e-3
 """Newton's error is quadratic: after a step that moved no score by more, the mode is exact to about 1e-6."""
 AT_ONCE = 512
@@ -315,51 +313,6 @@ def predictive(log_weights: Tensor, mean: Tensor, variance: Tensor, calibration:
         mean, variance = calibration.scale * mean, calibration.scale**2 * calibration.doubt * variance
     p = torch.sigmoid(mean / torch.sqrt(1 + math.pi / 8 * variance))
     return (log_weights.exp().unsqueeze(-1) * p).sum(-2)
-
-
-def calibrate(answers: Sequence[Answers], doubt_prior: float = 0.5) -> Calibration:
-    """The calibration under which people's answers are likeliest (a form of temperature scaling, Guo et al. 2017).
-
-    The logarithms of the two factors have N(0, `doubt_prior`^2) priors, so that few people change little.
-
-    Args:
-        answers: of people who never trained, for contexts of several sizes.
-    """
-    start = answers[0].mean.new_zeros(2).double()
-    values = start.clone().requires_grad_(True)
-    optimizer = torch.optim.LBFGS([values], lr=0.5, max_iter=50, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        factors = Calibration(*values.exp())
-        each = [a.log_loss(factors) for a in answers]
-        total = torch.stack(each).sum() / len(each) + (values**2).sum() / (2 * doubt_prior**2)
-        total.backward()
-        return total
-
-    optimizer.step(loss)
-    return Calibration(*values.detach().exp())
-
-
-class Answers(NamedTuple):
-    """Questions to people whose answers are known.
-
-    Attributes:
-        log_weights: (people, K); mean, variance: (people, K, q) of the scores.
-        y: (people, q) +1 or -1; mask: (people, q) True where real.
-    """
-
-    log_weights: Tensor
-    mean: Tensor
-    variance: Tensor
-    y: Tensor
-    mask: Tensor
-
-    def log_loss(self, calibration: Calibration) -> Tensor:
-        """Sum over people of the mean of -log p(y), in nats, times `EFFECTIVE`."""
-        p = predictive(self.log_weights, self.mean, self.variance, calibration)
-        right = torch.where(self.y > 0, p, 1 - p).clamp(min=1e-6).log() * self.mask
-        return -EFFECTIVE * (right.sum(-1) / self.mask.sum(-1).clamp(min=1)).sum()
 
 
 def score_moments(posterior: Posterior, slope: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
