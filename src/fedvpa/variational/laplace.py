@@ -22,7 +22,7 @@ STEPS = 8
 CONVERGED = 1e-3
 """Newton's error is quadratic: after a step that moved no score by more, the mode is exact to about 1e-6."""
 LARGEST_MOVE = 3.0
-"""A step is scaled so that no score moves by more; undamped steps diverged in some runs."""
+"""A step is scaled so that no choice's or vote's score moves by more; undamped steps diverged in some runs."""
 
 
 class Prior(NamedTuple):
@@ -110,12 +110,16 @@ def log_likelihood(score: Tensor, seen: Observations, noise: Noise) -> Tensor:
 def _derivatives(score: Tensor, seen: Observations, noise: Noise) -> tuple[Tensor, Tensor]:
     """d log p / ds and the expected -d2 log p / ds2 (Fisher's information, which is never negative), (..., K, n)."""
     y, weight, e = seen.y.unsqueeze(-2), seen.weight.unsqueeze(-2), noise.error
-    p = torch.sigmoid(y * score)
-    right = e + (1 - 2 * e) * p
-    change = (1 - 2 * e) * p * (1 - p)
+
+    def meant(x: Tensor) -> Tensor:
+        """(1 - 2 e) sigmoid(x) / (e + (1 - 2 e) sigmoid(x)), also where the sigmoid is 0 in floating point."""
+        return (1 - 2 * e) / (1 - e + e * (-x).clamp(max=80).exp())
+
+    x = y * score
+    right, wrong = torch.sigmoid(x), torch.sigmoid(-x)
     gaussian = seen.gaussian.unsqueeze(-2)
-    first = torch.where(gaussian, (y - score) / noise.rating, y * change / right)
-    second = torch.where(gaussian, 1 / noise.rating, change**2 / (right * (1 - right)).clamp(min=1e-12))
+    first = torch.where(gaussian, (y - score) / noise.rating, y * meant(x) * wrong)
+    second = torch.where(gaussian, 1 / noise.rating, meant(x) * meant(-x) * right * wrong)
     return first * weight, second * weight
 
 
@@ -143,27 +147,31 @@ def update(before: Posterior, seen: Observations, noise: Noise, steps: int = STE
 
     Args:
         before: (people, K); seen: (people, n) padded. Without observations nothing changes.
-        steps: Newton steps at most; they end when no score moves by more than `CONVERGED`.
+        steps: Newton steps at most; a person's end when none of its scores moves by more than `CONVERGED`.
     """
     if not seen.y.shape[-1]:
         return before
     precision = before.root @ before.root.mT
     z, root = before.means, before.root
     score = seen.offset.unsqueeze(-2) + z @ seen.slope.mT
-    moved = torch.ones_like(score)
+    # A person's steps must not depend on who else is in the batch: padding moves nothing, and who is done stays.
+    real = (seen.weight > 0).unsqueeze(-2)
+    damped = real & ~seen.gaussian.unsqueeze(-2)  # ratings are quadratic: a full step is exact
+    going = torch.ones_like(z[..., :1])
     for step in range(steps + 1):
         first, second = _derivatives(score, seen, noise)
         root = torch.linalg.cholesky(
             (second.unsqueeze(-1) * seen.slope.unsqueeze(-3)).mT @ seen.slope.unsqueeze(-3) + precision
         )
-        if step == steps or bool(moved.abs().max() < CONVERGED):
+        if step == steps or not bool(going.any()):
             break
         gradient = first @ seen.slope - _times(precision, z - before.means)
         move = torch.cholesky_solve(gradient.unsqueeze(-1), root).squeeze(-1)
         moved = move @ seen.slope.mT
-        scale = LARGEST_MOVE / moved.abs().amax(-1, keepdim=True).clamp(min=LARGEST_MOVE)
+        scale = LARGEST_MOVE / (moved.abs() * damped).amax(-1, keepdim=True).clamp(min=LARGEST_MOVE) * going
         moved = scale * moved
         z, score = z + scale * move, score + moved
+        going = going * ((moved.abs() * real).amax(-1, keepdim=True) >= CONVERGED)
     away = z - before.means
     distance = (away * _times(precision, away)).sum(-1)
     evidence = log_likelihood(score, seen, noise).sum(-1) - 0.5 * distance + _log_root(before.root) - _log_root(root)
