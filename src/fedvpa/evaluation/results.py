@@ -214,6 +214,9 @@ class RoundRecord(_Strict):
     cluster: float | None = Field(
         None, description="Fit under the own cluster's prototype, before its weight; 0 or null while it is off."
     )
+    evidence: float | None = Field(
+        None, description="log p of a client's judgements under the prior, approximately, mean over clients."
+    )
     bytes_up: float | None = Field(None, description="Bytes that one client sent.")
     bytes_down: float | None = Field(None, description="Bytes that one client received.")
     seconds: float | None = Field(None, description="Wall-clock seconds of the round.")
