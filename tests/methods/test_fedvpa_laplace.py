@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedvpa.evaluation.experiment import Prepared, prepare, run_method
+from fedvpa.errors import UserError
+from fedvpa.evaluation.experiment import Prepared, prepare, run_method, upload_bytes
 from fedvpa.evaluation.protocol import measure
 from fedvpa.federation import checkpoint, rounds
 from fedvpa.federation.aggregate import weighted_change
@@ -123,6 +124,19 @@ def test_what_a_client_sends_and_receives_does_not_grow_with_the_number_of_peopl
             (up.bytes_per_client(), scene.method.download_bytes(down), {k: v.shape for k, v in up.sums.items()})
         )
     assert sizes[0] == sizes[1]
+
+
+def test_the_table_counts_the_sums_among_the_bytes() -> None:
+    scene = Scene("votes")
+    state = replace(scene.training, server=scene.state)
+    assert upload_bytes(scene.method, state) == scene.clients().bytes_per_client()
+
+
+def test_sums_that_nothing_clips_do_not_leave_under_privacy() -> None:
+    scene = Scene("votes")
+    config = laplace_settings(privacy__clip=1.0, privacy__noise=1.0)
+    with pytest.raises(UserError, match="fedvpa-laplace sends more than the privacy account covers"):
+        rounds.train(scene.method, config, scene.prepared.clients)
 
 
 # The gradient ------------------------------------------------------------------------------------------------------
