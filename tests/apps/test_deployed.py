@@ -168,3 +168,54 @@ def test_forget_at_a_node(experiment: Path, cli: Cli, tmp_path: Path) -> None:
     assert cli("forget", state, user).code == 2
     assert cli("forget", state, "../state").code == 2
     assert state.is_dir()
+
+
+def votes(users: range) -> list[str]:
+    """Each votes on 24 of 40 items, and likes even or odd ones."""
+    return [f"u{u},i{(11 * u + k) % 40},{1 if (11 * u + k + u) % 2 else -1}" for u in users for k in range(24)]
+
+
+def write_votes(folder: Path, lines: list[str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "votes.csv").write_text("\n".join(["user,item,rating", *lines]) + "\n")
+    items = (f"i{k},Which one?,{'A long and careful' if k % 2 else 'No'} {k}" for k in range(40))
+    (folder / "items.csv").write_text("\n".join(["item,prompt,text", *items]) + "\n")
+    return folder
+
+
+LAPLACE = ("method.name=fedvpa-laplace", "laplace.rounds=6", "laplace.components=2", "federation.dtype=float64")
+
+
+def test_votes_at_the_nodes_train_like_all_votes_in_one_place(experiment: Path, cli: Cli, tmp_path: Path) -> None:
+    """Every person has the role, the judgements and the queries that it has where all tables are one."""
+    config = configured(experiment, *LAPLACE).for_method("fedvpa-laplace")
+    made = []
+    for k in range(2):
+        place = write_votes(tmp_path / f"node-{k}", votes(range(6 * k, 6 * k + 6)))
+        given = {"data.name": "table", "data.path": str(place), "state-dir": str(tmp_path / f"state-{k}")}
+        made.append(_own(config, given))
+    assert [len(node.clients) for node in made] == [6, 6]
+    out = tmp_path / "run"
+    console = Console(file=io.StringIO(), force_terminal=False)
+    train_selector(config, check_folder(out, config, "train", resume=False), console, FakeGrid(made))
+    everything = write_votes(tmp_path / "all", votes(range(12)))
+    sizes = ("federation.clients=12", "federation.unseen_clients=0", "federation.validation_clients=0")
+    ended = cli(
+        "train", experiment, "data.name=table", f"data.path={everything}", *LAPLACE, *sizes, "--out", tmp_path / "v"
+    )
+    assert ended.code == 0, ended.err
+    one, two = states(out)[0].server, states(tmp_path / "v")[0].server
+    assert one.round == two.round == 6
+    assert len(one.shares) == 2
+    assert one.extra.keys() == two.extra.keys()
+    for name, value in {**two.theta, **two.extra, "centroids": two.centroids, "spread": two.spread}.items():
+        found = {**one.theta, **one.extra, "centroids": one.centroids, "spread": one.spread}[name]
+        torch.testing.assert_close(found, value, atol=1e-9, rtol=0, msg=name)
+    summary = json.loads((out / "deployment.json").read_text())
+    assert (summary["users"], summary["pairs"]) == (12, int(sum(min(20, 2 * 10) for _ in range(12))))
+    assert set(summary["clients_accuracy"]) == {"mixture", "gaussian"}
+
+
+def test_a_node_names_a_source_of_real_people(experiment: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'synthetic' is not a source of people's own data"):
+        _own(configured(experiment), {"data.name": "synthetic", "data.path": "x", "state-dir": str(tmp_path)})

@@ -158,4 +158,4 @@ def test_the_page_names_every_promised_key_and_type():
         assert f"| `{key}` |" in page
     assert "| `context_size` | integer or null |" in page
     assert "| `weights` | list of list of number |" in page
-    assert "`amortised` or `mixture` or `refined` or `none`" in page
+    assert "`amortised` or `mixture` or `refined` or `gaussian` or `none`" in page

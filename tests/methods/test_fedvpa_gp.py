@@ -325,7 +325,7 @@ def test_inferred_users_predict_and_can_be_exchanged(how: str) -> None:
     order = torch.tensor([1, 0, 3, 2])
     exchanged = predictor.predict(predictor.rows(users, order), panel.query[order])
     torch.testing.assert_close(exchanged, p[order])
-    blank = predictor.predict(predictor.nobody(users), panel.query)
+    blank = predictor.predict(predictor.nobody(len(panel.groups)), panel.query)
     assert (blank != p).any()
 
 

@@ -24,7 +24,7 @@ from fedvpa.network.server_app import Server, connect
 from fedvpa.network.state import node_secret
 from toy import method_of, preferences, settings, world
 
-METHODS = ["fedvpa-gp", "fedvpl", "fedvpl+prior", "fedvpl+ortho", "vmtl", "fedbt"]
+METHODS = ["fedvpa-laplace", "fedvpa-gp", "fedvpl", "fedvpl+prior", "fedvpl+ortho", "vmtl", "fedbt"]
 
 
 def experiment(name: str = "fedvpa-gp", **overrides: Any) -> ExperimentConfig:
@@ -38,8 +38,9 @@ def experiment(name: str = "fedvpa-gp", **overrides: Any) -> ExperimentConfig:
         "network__wait": 0.01,
         "network__timeout": 1.0,
         "output__checkpoint_every": 1,
+        "laplace__rounds": 4,
     }
-    return settings(**given | overrides)
+    return settings(**given | overrides).for_method(name)
 
 
 def connected(

@@ -518,3 +518,17 @@ def polis(name):
     ]
     texts = tuple(Item(as_prompt(p), t) for p, t in zip(items["prompt"], items["text"], strict=True))
     return replace(table(rows, len(items)), items=texts)
+
+
+def test_without_a_population_nobody_is_held_out_for_it() -> None:
+    """At a node of a network all people train, not those who would have been held out elsewhere."""
+    rows = voters()
+    for unseen, validation in ((0, 0), (3, 0), (0, 3)):
+        sizes = FederationConfig(clients=1000, unseen_clients=unseen, validation_clients=validation)
+        made = federate_people(
+            table(rows, 60), DataConfig(name="table"), sizes, EvaluationConfig(queries="known-items"), 0
+        )
+        found = {population: len(own) for population, own in made.clients.items()}
+        assert (found["unseen"], found["validation"]) == (unseen, validation)
+        if not unseen and not validation:
+            assert found["seen"] == 40

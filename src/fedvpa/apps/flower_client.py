@@ -7,8 +7,9 @@ The run config has four keys: ``experiment`` (a YAML file in the app's folder, o
 
 * ``experiment``: the server and every node read the experiment's data, a node takes its share of the training clients
   (Flower's simulation, and trials). The server measures as `fedvpa train` does, and writes the same files.
-* ``nodes``: each SuperNode reads the file of its own users that its node config names. The server has no data; it
-  writes the selector, and the accuracy that the clients report about their held-out pairs.
+* ``nodes``: each SuperNode reads the file of its own users that its node config names: pairs, or a table of choices,
+  votes or ratings (`preferences.reading`). The server has no data; it writes the selector, and the accuracy that the
+  clients report about their held-out pairs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from flwr.app import Context
 
 from fedvpa.backbone.encode import Features
 from fedvpa.backbone.pairs import PairTexts
-from fedvpa.config import ExperimentConfig, load_config
+from fedvpa.config import PEOPLE_SOURCES, ExperimentConfig, load_config
 from fedvpa.errors import UserError
 from fedvpa.evaluation.encoding import encode, tokenize
 from fedvpa.network.client_app import client_app
@@ -35,7 +36,9 @@ from fedvpa.preferences.sources import load_preferences
 from fedvpa.preferences.users import pseudonym
 
 SOURCES = ("experiment", "nodes")
-NODE_KEYS = ("data.path", "data.user_column", "state-dir", "partition-id", "num-partitions")
+DATA_KEYS = {"data.name": "name", "data.path": "path", "data.user_column": "user_column", "data.items": "items"}
+"""Keys of a node config that say where the node's own data is, and which key of the section data each is."""
+NODE_KEYS = (*DATA_KEYS, "state-dir", "partition-id", "num-partitions")
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,16 @@ def open_node(context: Context) -> Node:
 
 def _share(config: ExperimentConfig, share: int, shares: int, state: Path) -> Node:
     """Every `shares`-th training client of the experiment, under its position's name."""
-    data, features, texts = _experiment_data(config.model_dump_json())
+    data, features, texts = _data_of(config)
     mine = range(share, len(data.clients["seen"]), shares)
     names = tuple(f"{i:08d}" for i in mine)
     return Node(config, names, tuple(data.clients["seen"][i] for i in mine), data, features, state, texts)
+
+
+def _data_of(config: ExperimentConfig) -> tuple[FederatedPreferences, Features, PairTexts | None]:
+    """Data, features and, where the method needs them, tokens. Without the defaults, since for a key that is not given
+    (`evaluation.queries`) the data decides."""
+    return _experiment_data(config.model_dump_json(exclude_unset=True))
 
 
 @lru_cache(maxsize=1)
@@ -116,10 +125,15 @@ def _experiment_data(config_json: str) -> tuple[FederatedPreferences, Features, 
 
 
 def _own(config: ExperimentConfig, given: Mapping[str, Any]) -> Node:
-    """All users of the node's own file; every one of them trains."""
-    changes = {"name": "jsonl", "path": str(given["data.path"])}
-    if "data.user_column" in given:
-        changes["user_column"] = str(given["data.user_column"])
+    """All users of the node's own file; every one of them trains.
+
+    Raises:
+        UserError: a source that holds no real people, or a file that cannot be used.
+    """
+    changes = {"name": "jsonl"} | {key: str(given[k]) for k, key in DATA_KEYS.items() if k in given}
+    if changes["name"] not in PEOPLE_SOURCES:
+        problem = f"{changes['name']!r} is not a source of people's own data"
+        raise UserError(problem, f"choose from {', '.join(PEOPLE_SOURCES)}", field="data.name")
     everybody = {"clients": 10**9, "unseen_clients": 0, "validation_clients": 0}
     config = config.model_copy(
         update={
@@ -127,7 +141,7 @@ def _own(config: ExperimentConfig, given: Mapping[str, Any]) -> Node:
             "federation": config.federation.model_copy(update=everybody),
         }
     )
-    data, features, texts = _experiment_data(config.model_dump_json())
+    data, features, texts = _data_of(config)
     clients = data.clients["seen"]
     names = tuple(pseudonym(c.client_id) for c in clients)
     return Node(config, names, clients, data, features, Path(str(given["state-dir"])), texts)

@@ -77,8 +77,8 @@ class Features:
 
     @staticmethod
     def of_pairs(a: Tensor, b: Tensor, base_logit: Tensor | None, report: EncodeReport) -> Features:
-        """Pairs whose items nobody shares. a, b: (n, D)"""
-        return Features(torch.cat([a, b]), torch.arange(2 * len(a)).view(2, -1).T, base_logit, report)
+        """Pairs whose items nobody shares, in the order of `schema.item_rows`. a, b: (n, D)"""
+        return Features(torch.stack([a, b], 1).flatten(0, 1), torch.arange(2 * len(a)).view(-1, 2), base_logit, report)
 
     def of_client(self, client: Client) -> Tensor:
         """(responses, D) of what a client trains on: each of its pairs' two responses, or of its votes and ratings."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +19,7 @@ from fedvpa.evaluation.protocol import Panel, make_panel, measure, measure_leaki
 from fedvpa.federation import privacy
 from fedvpa.federation.moments import Standardizer
 from fedvpa.federation.rounds import Callback, ClientData, RoundReport, TrainingState, start, train
-from fedvpa.methods.base import Method, Owning, Pool, Predictor, Setup, torch_dtype
+from fedvpa.methods.base import Judging, Method, Owning, Pool, Predictor, Setup, torch_dtype
 from fedvpa.methods.clustering import MOST
 from fedvpa.methods.fedbt import CommonPredictor
 from fedvpa.methods.fedvpa_gp import LatentPredictor
@@ -234,7 +235,7 @@ def fault_counts(training: TrainingState) -> dict[str, int]:
 
 
 def upload_bytes(method: Method, training: TrainingState, private: bool = False) -> int:
-    """The most bytes that one client sends in a round: theta, posterior statistics, count and metrics.
+    """The most bytes that one client sends in a round: theta, posterior statistics, sums, count and metrics.
 
     Of several models (`fedbiscuit`) a client sends one, and in a round with a survey its loss under each. With DP
     (`private`) no metrics leave.
@@ -243,6 +244,8 @@ def upload_bytes(method: Method, training: TrainingState, private: bool = False)
     metrics = 0 if private else len(method.metric_names)
     theta = sum(t.numel() * t.element_size() for t in server.theta.values()) // models
     theta += models * server.means.element_size() if models > 1 else 0
+    sums = method.sums_shapes(method.broadcast(server)) if isinstance(method, Judging) else {}
+    theta += server.means.element_size() * sum(math.prod(shape) for shape in sums.values())
     return theta + 2 * server.means.shape[1] * server.means.element_size() + 8 + 4 * metrics
 
 

@@ -186,7 +186,7 @@ class FedVPALaplace:
         """The sums of `client_update` over the batch's clients, as the upload of one: each item is embedded once."""
         theta = {k: v.clone().requires_grad_(k not in FIXED) for k, v in download.theta.items()}
         loss, q, seen = self.losses(theta, download, batch, batch.items, noise)
-        share = batch.counts / batch.counts.sum()
+        share = batch.counts.to(loss.dtype) / batch.counts.sum()
         changed = self.stepped(theta, (share * loss).sum())
         sums = self.sums(download, batch, q, seen)
         metrics = self.metrics(loss.detach(), q, download)

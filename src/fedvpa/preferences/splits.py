@@ -34,7 +34,8 @@ def people_roles(
     """Per person the population; people beyond the configured numbers are left out and counted.
 
     In the order of a SHA-256 of (seed, name), the first quarter of those who can be held out are unseen and the next
-    tenth, one at least, for validation. All others train. Where fewer than five can be held out, nobody is.
+    tenth, one at least, for validation. All others train. Where fewer than five can be held out, nobody is; nor is
+    anybody for a population of which the configuration wants none, so at a node of a network everybody trains.
 
     Args:
         names: distinct names.
@@ -44,8 +45,9 @@ def people_roles(
     held_out = [names[i] for i in order if able[i]]
     if len(held_out) < MIN_HELD_OUT:
         held_out = []
-    unseen = held_out[: int(UNSEEN_SHARE * len(held_out))]
-    validation = held_out[len(unseen) :][: max(1, int(VALIDATION_SHARE * len(held_out)))]
+    unseen = held_out[: int(UNSEEN_SHARE * len(held_out))] if federation.unseen_clients else []
+    wanted = max(1, int(VALIDATION_SHARE * len(held_out))) if federation.validation_clients else 0
+    validation = held_out[len(unseen) :][:wanted]
     never_train = {*unseen, *validation}
     seen = [names[i] for i in order if names[i] not in never_train]
     roles: dict[str, str] = {}

@@ -26,7 +26,7 @@ CONVERGED = 1e-3
 AT_ONCE = 512
 """Components that are solved together: few enough for the cache."""
 LARGEST_MOVE = 3.0
-"""A step is scaled so that no score moves by more; undamped steps diverged in some runs."""
+"""A step is scaled so that no choice's or vote's score moves by more; undamped steps diverged in some runs."""
 
 
 class Prior(NamedTuple):
@@ -139,16 +139,20 @@ def _log_likelihood(score: Tensor, given: Answers, noise: Noise) -> Tensor:
 def _derivatives(score: Tensor, given: Answers, noise: Noise) -> tuple[Tensor, Tensor]:
     """d log p / ds and the expected -d2 log p / ds2 (Fisher's information, which is never negative)."""
     y, e = given.y, noise.error
-    p = torch.sigmoid(y * score)
-    wrong = 1 - p
-    first, second = y * wrong, p * wrong
+    x = y * score
+    right, wrong = torch.sigmoid(x), torch.sigmoid(-x)
+    first, second = y * wrong, right * wrong
     if e > 0:
-        right, change = e + (1 - 2 * e) * p, (1 - 2 * e) * second
-        first, second = y * change / right, change**2 / (right * (1 - right)).clamp(min=1e-12)
+        first, second = first * _meant(x, e), second * _meant(x, e) * _meant(-x, e)
     if given.gaussian is not None:
         first = torch.where(given.gaussian, (y - score) / noise.rating, first)
         second = torch.where(given.gaussian, 1 / noise.rating, second)
     return first * given.weight, second * given.weight
+
+
+def _meant(x: Tensor, e: Tensor) -> Tensor:
+    """(1 - 2 e) sigmoid(x) / (e + (1 - 2 e) sigmoid(x)), also where the sigmoid is 0 in floating point."""
+    return (1 - 2 * e) / (1 - e + e * (-x).clamp(max=80).exp())
 
 
 def as_posterior(prior: Prior, people: int) -> Posterior:
@@ -229,19 +233,22 @@ def _mode(a: Tensor, start: Tensor, given: Answers, noise: Noise, steps: int) ->
     dual = a.shape[-2] < a.shape[-1]
     newton, design = (_dual_move, (a @ a.mT).flatten(0, 1)) if dual else (_move, a.flatten(0, 1))
     given, score = given.map(lambda t: t.flatten(0, 1)), start.flatten(0, 1)
+    # A component's steps do not depend on padding, and ratings, which are quadratic, need no damping.
+    real = (given.weight > 0).to(score)
+    damped = real if given.gaussian is None else real * ~given.gaussian
     place = score.new_zeros(len(score), design.shape[-1])
     left, places, scores = torch.arange(len(score)), place.clone(), score.clone()
     for _ in range(steps):
         move = newton(design, place, *_derivatives(score, given, noise))
         moved = _times(design, move)
-        largest = moved.abs().amax(-1, keepdim=True)
-        damping = LARGEST_MOVE / largest.clamp(min=LARGEST_MOVE)
+        damping = LARGEST_MOVE / (moved.abs() * damped).amax(-1, keepdim=True).clamp(min=LARGEST_MOVE)
+        largest = (moved.abs() * real).amax(-1, keepdim=True)
         place, score = place + damping * move, score + damping * moved
         going = (largest.squeeze(-1) >= CONVERGED).nonzero().squeeze(-1)
         if len(going) == len(left):
             continue
         places, scores = places.index_copy(0, left, place), scores.index_copy(0, left, score)
-        left, place, score, design = (t[going] for t in (left, place, score, design))
+        left, place, score, design, real, damped = (t[going] for t in (left, place, score, design, real, damped))
         given = given.map(lambda t, going=going: t[going])  # type: ignore[misc]
         if not len(left):
             break
