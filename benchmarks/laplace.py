@@ -122,7 +122,8 @@ def trained(name: str) -> TrainingState:
     """A selector of fedvpa-laplace after a short training."""
     config = configuration("fedvpa-laplace", TRAINED_PEOPLE, TRAINED_ROUNDS)
     method = FedVPALaplace(Setup(config, FEATURES, TRAINED_PEOPLE, GROUPS))
-    return rounds.train(method, config, world(name, TRAINED_PEOPLE))
+    with torch.enable_grad():
+        return rounds.train(method, config, world(name, TRAINED_PEOPLE))
 
 
 # A round -------------------------------------------------------------------------------------------------------------
