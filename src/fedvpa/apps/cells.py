@@ -224,6 +224,9 @@ def _write(
         "weight_row": column.reshape(-1).astype(np.int64),
         "correct": np.stack([s.correct[used] for s in measured.scores]),
     }
+    people = [s.people for s in measured.scores if s.people is not None]
+    if len(people) == len(measured.scores):
+        arrays |= {"people": np.concatenate(people), "people_per_row": np.array([len(p) for p in people])}
     blob = save_arrays(arrays)
     device = choose_device(prepared.config.federation.device)
     write_bytes(path.with_suffix(".safetensors"), blob)
@@ -256,9 +259,12 @@ def read_cell(path: Path) -> Finished | None:
             return None
         arrays, size = load_arrays(blob), tree["pool_size"]
         weights = [_spread(arrays["pairs"], w, size) for w in arrays["weight"]]
+        people: list[Any] = [None] * len(arrays["correct"])
+        if "people" in arrays:
+            people = np.split(arrays["people"], arrays["people_per_row"].cumsum()[:-1])
         scores = [
-            PairScores(weights[row], _spread(arrays["pairs"], correct, size))
-            for row, correct in zip(arrays["weight_row"], arrays["correct"], strict=True)
+            PairScores(weights[row], _spread(arrays["pairs"], correct, size), own)
+            for row, correct, own in zip(arrays["weight_row"], arrays["correct"], people, strict=True)
         ]
         kept = {k: tree[k] for k in _KEPT}
         return Finished(scores=scores, **kept)
