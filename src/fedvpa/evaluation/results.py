@@ -208,6 +208,9 @@ class RoundRecord(_Strict):
     round: int = Field(description="The round, from 1.")
     loss: float | None = Field(None, description="The whole loss.")
     reconstruction: float | None = Field(None, description="-log p of the query labels; its weight is 1.")
+    evidence: float | None = Field(
+        None, description="log p(judgements) of a client under the prior, approximately, mean over clients."
+    )
     kl: float | None = Field(None, description="KL to the prior, in nats, before its weight beta.")
     ortho: float | None = Field(None, description="Orthogonal loss, before its weight lambda; 0 or null while off.")
     mixture: float | None = Field(None, description="Mixture predictive loss, before its weight; 0 or null while off.")
