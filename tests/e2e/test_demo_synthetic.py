@@ -1,4 +1,4 @@
-"""What `make demo` claims: the synthetic benchmark is not a toy, and the method does on it what it says."""
+"""What `make demo-synthetic` claims: the synthetic benchmark is not a toy, and the method does on it what it says."""
 
 from __future__ import annotations
 
