@@ -55,6 +55,7 @@ def test_print(clearest: dict[str, Any] | None) -> None:
         "asked": [part(*compared), part(*compared, queries="new-items")],
         "flips": {"answers": 32, "couples": 57, "right": 31, "clearest": clearest},
         "notes": ["Data was gathered by people."],
+        "selector": "out/demo/known-items/cells/fedvpa-laplace-seed0",
         "reports": ["out/demo/known-items/report.html"],
     }
     console = Console(file=StringIO(), width=80)

@@ -218,12 +218,15 @@ def compare(
     epilog=_examples(
         "fedvpa demo configs/polis.yaml",
         "fedvpa demo configs/polis.yaml data.path=FOLDER --out runs/consultation",
-        "fedvpa demo votes.csv --out runs/votes",
+        "fedvpa demo votes.csv --methods fedvpl,fedvpa-gp,local --out runs/votes",
     )
 )
 def demo(
     config: ConfigOrTable,
     overrides: Overrides = None,
+    methods: Annotated[
+        str, typer.Option(help="Methods, with commas between, besides fedbt and fedvpa-laplace.")
+    ] = "fedvpa-gp",
     out: Out = None,
     overwrite: Overwrite = False,
     as_json: Json = None,
@@ -237,10 +240,11 @@ def demo(
     """
     settings = load_config(config, overrides or ())
     folder = _out(out, config, "demo")
+    from fedvpa.apps.comparing import parse_methods
     from fedvpa.apps.demo import demo as run
     from fedvpa.reporting.demo_text import print_demo
 
-    found = run(settings, folder, _console(), overwrite, jobs)
+    found = run(settings, folder, _console(), parse_methods(methods), overwrite, jobs)
     print_demo(found, Console())
     if as_json is not None:
         _write_json(as_json, found)

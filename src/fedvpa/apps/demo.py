@@ -10,66 +10,63 @@ from rich.console import Console
 
 from fedvpa.apps import comparing, runs, training
 from fedvpa.apps.cells import Cell, Finished, read_cell
-from fedvpa.apps.runs import Kind, RunFolder, check_folder
+from fedvpa.apps.runs import RunFolder, check_folder
 from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
 from fedvpa.evaluation.compare import Floats, PairScores, people_difference
 from fedvpa.evaluation.flips import find_flips
 from fedvpa.selector import Selector
 
-METHODS = ("fedbt", "fedvpl", "fedvpa-gp", "fedvpa-laplace")
 OURS, COMMON = "fedvpa-laplace", "fedbt"
 SIZES = (0, 2, 8, 32)
 """Answers of an unseen person that are shown."""
 QUERIES = ("known-items", "new-items")
-SELECTOR = "selector"
-"""The folder of the selector that the example is taken from; a run of `fedvpa train` like any other."""
 
 
 def demo(
     config: ExperimentConfig,
     out: Path,
     console: Console,
+    methods: Sequence[str],
     overwrite: bool = False,
     jobs: int | None = None,
-    methods: Sequence[str] = METHODS,
 ) -> dict[str, Any]:
     """Compares methods on unseen people, twice; what is finished in the folder is not run again.
 
     Args:
         config: of people's data; its context sizes and `evaluation.queries` are replaced.
-        out: gets a run folder per way to ask, and the one of the selector.
-        methods: compared; `OURS` and `COMMON` are among them.
+        out: gets a run folder per way to ask.
+        methods: compared, in the order of the table; `OURS` and `COMMON` always are.
 
     Returns:
         ``sizes``; ``asked``, per way to ask: ``queries``, ``people``, ``pairs``, ``accuracy`` (method to one per size),
         and ``paired`` (`OURS` against the best other method and against `COMMON`, at the largest size); ``flips``, see
-        `find_flips`; ``notes`` of the data; ``reports``, paths.
+        `find_flips`; ``notes`` of the data; ``selector``, the folder of the one that the flips are of; ``reports``,
+        paths.
 
     Raises:
         UserError: bad data, or a folder with other runs.
         Interrupted: SIGINT or SIGTERM; what is finished is kept.
     """
+    methods = tuple(dict.fromkeys((COMMON, *methods, OURS)))
     asked = {q: _asking(config, q) for q in QUERIES}
-    chosen = asked[QUERIES[0]].for_method(OURS)
-    folders = {q: _folder(out / q, c, "compare", overwrite) for q, c in asked.items()}
-    selector = _folder(out / SELECTOR, chosen, "train", overwrite)
+    folders = {q: _folder(out / q, c, overwrite) for q, c in asked.items()}
     results = {}
     for q, settings in asked.items():
         console.print(f"{q}: {', '.join(methods)}", highlight=False)
-        outcome = comparing.compare(settings, methods, 1, folders[q], console, jobs)
+        outcome = comparing.compare(settings, methods, 1, folders[q], console, jobs, keep=(OURS,))
         if outcome.failures:
             raise next(iter(outcome.failures.values()))
         results[q] = outcome.results
-    console.print(f"{SELECTOR}: {OURS}", highlight=False)
-    training.train(chosen, selector, console)
+    selector = comparing.selector_folder(folders[QUERIES[0]].path, Cell(OURS, config.seed))
     found = {q: _cells(folders[q].path, methods, config.seed) for q in QUERIES}
     return {
         "sizes": SIZES,
         "asked": [_measured(q, cells, config) for q, cells in found.items()],
-        "flips": _flips(chosen, selector.path),
+        "flips": _flips(asked[QUERIES[0]].for_method(OURS), selector),
         "notes": results[QUERIES[0]]["notes"],
-        "reports": [str(f.path / runs.REPORT) for f in (*folders.values(), selector)],
+        "selector": str(selector),
+        "reports": [str(f.path / runs.REPORT) for f in folders.values()],
     }
 
 
@@ -80,9 +77,9 @@ def _asking(config: ExperimentConfig, queries: str) -> ExperimentConfig:
     return ExperimentConfig.model_validate({**tree, "evaluation": {**tree["evaluation"], **evaluation}})
 
 
-def _folder(path: Path, config: ExperimentConfig, kind: Kind, overwrite: bool) -> RunFolder:
+def _folder(path: Path, config: ExperimentConfig, overwrite: bool) -> RunFolder:
     there = (path / runs.CONFIG).is_file()
-    return check_folder(path, config, kind, overwrite, resume=there and not overwrite)
+    return check_folder(path, config, "compare", overwrite, resume=there and not overwrite)
 
 
 def _cells(folder: Path, methods: Sequence[str], seed: int) -> dict[str, Finished]:

@@ -34,6 +34,7 @@ def print_demo(found: Mapping[str, Any], console: Console) -> None:
         plain.print(verdict(part, sizes[-1]))
     for line in (*_flips(found["flips"]), *found["notes"]):
         plain.print(line)
+    plain.print(f"Selector: {found['selector']}")
     for path in found["reports"]:
         plain.print(f"Report: {path}")
 
