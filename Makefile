@@ -6,7 +6,7 @@ DEMO_METHODS := fedbt,local,fedvpl,fedvpa-gp,oracle
 JOBS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test test-fast lint bench studies studies-quick docs site clean
+.PHONY: help setup setup-test demo demo-synthetic test test-fast lint bench studies studies-quick docs site clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -15,8 +15,11 @@ setup: $(VENV)/.core  ## Make .venv with everything that the main job needs (onc
 
 setup-test: $(VENV)/.test  ## The same, with what tests and checks need
 
-demo: setup  ## Train and compare methods on generated text; prints the table and the path of the report
-	$(BIN)/fedvpa compare configs/synthetic.yaml --methods $(DEMO_METHODS) --out out/demo --overwrite
+demo: setup  ## Real people's votes: methods side by side, the verdict, and a pair that two people see differently
+	$(BIN)/fedvpa demo configs/polis.yaml --out out/demo
+
+demo-synthetic: setup  ## Train and compare methods on generated text, whose groups are known; prints the tables
+	$(BIN)/fedvpa compare configs/synthetic.yaml --methods $(DEMO_METHODS) --out out/demo-synthetic --overwrite
 
 test: setup-test  ## All tests, with coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term:skip-covered --cov-fail-under=90

@@ -42,7 +42,7 @@ REPLACED_BY = "01-main"
 NOT_REPLACED = ("hh-attributes-4-beta-0.1",)
 ALL = "fedvpa-gp,fedvpl,fedvpl+prior,fedvpl+ortho,fedbt,local,central-vpl,oracle,oracle-clients"
 EXPERIMENTS = {
-    "synthetic": "make demo",
+    "synthetic": "make demo-synthetic",
     "hh-attributes-2": "fedvpa compare configs/hh-attributes-2.yaml "
     "--methods fedvpa-gp,fedvpl,fedbt,local,oracle --seeds 5 --out DIR",
     "hh-attributes-4": "fedvpa compare configs/hh-attributes-4.yaml "

@@ -109,8 +109,9 @@ class DataConfig(Section):
     path: str | None = Field(
         None,
         description="A file or folder in the source's layout, or a dataset id on the Hub. table: JSON Lines, JSON, "
-        "CSV, TSV (each also .gz, .zst), Parquet, or a folder of `datasets`. Empty: the source's own "
-        "default (hh-*: $FEDVPA_HH_RLHF, ./data/hh-rlhf, ../shared/data/hh-rlhf, Anthropic/hh-rlhf on the Hub).",
+        "CSV, TSV (each also .gz, .zst), Parquet, or a folder of `datasets`. polis: also bowling-green, which is "
+        "shipped. Empty: the source's own default (polis: bowling-green; hh-*: $FEDVPA_HH_RLHF, ./data/hh-rlhf, "
+        "../shared/data/hh-rlhf, Anthropic/hh-rlhf on the Hub).",
     )
     subsets: tuple[str, ...] | None = Field(None, description="hh-*: subsets to read, such as helpful-base.")
     groups: tuple[str, ...] | None = Field(None, description="Groups of users, by name; empty: the source's default.")

@@ -1,73 +1,62 @@
-"""What `make demo` claims: the synthetic benchmark is not a toy, and the method does on it what it says."""
+"""What `make demo` runs, on some of the same people and in few rounds."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
 
-from fedvpa.config import load_config
-from fedvpa.evaluation.experiment import Prepared, prepare, run_method
+from conftest import Cli
+from fedvpa.preferences.polis import ATTRIBUTION
+from fedvpa.selector import Selector
 
-CONFIG = Path(__file__).parents[2] / "configs" / "synthetic.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "polis.yaml"
+SMALL = (
+    "federation.clients=150",
+    "federation.unseen_clients=60",
+    "federation.validation_clients=20",
+    "federation.sampled_clients=10",
+    "federation.rounds=10",
+    "laplace.rounds=40",
+    "evaluation.bootstrap=500",
+)
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def prepared() -> Prepared:
-    return prepare(load_config(CONFIG))
+def test_the_demo_on_some_of_the_people(tmp_path: Path, cli: Cli) -> None:
+    out = tmp_path / "demo"
+    options = [CONFIG, *SMALL, "--out", out, "--jobs", 1, "--json", tmp_path / "demo.json"]
+    done = cli("demo", *options)
+    assert done.code == 0, done.err
+    for method in ("fedbt", "fedvpa-gp", "fedvpa-laplace"):
+        assert f"{method} 0." in " ".join(done.out.split())
+    assert "Known items, 32 answers: fedvpa-laplace (0." in done.out
+    assert "New items, 32 answers: fedvpa-laplace (0." in done.out
+    assert ATTRIBUTION in done.out
+    found = json.loads((tmp_path / "demo.json").read_text())
+    for report in found["reports"]:
+        assert ATTRIBUTION in Path(report).read_text()
+    known, new = found["asked"]
+    assert known["people"] > 40
+    assert new["people"] > 20
+    for part in (known, new):  # somebody who gave no answer has no personalisation
+        before, *_, after = part["accuracy"]["fedvpa-laplace"]
+        assert after >= before - 0.02
+        assert len(set(part["accuracy"]["fedbt"])) == 1
+    flips = found["flips"]
+    assert 0 < flips["right"] < flips["couples"]
+    assert flips["clearest"]["second"] < 0.5 < flips["clearest"]["first"]
+    assert flips["clearest"]["a"] in done.out
 
+    again = cli("demo", *options)
+    assert again.code == 0
+    assert again.err.count("nothing to do") == 2
+    assert again.out == done.out
 
-@pytest.fixture(scope="module")
-def rows(prepared: Prepared) -> list[dict[str, Any]]:
-    """Default rows at the configuration's context size."""
-    size = prepared.config.federation.context_pairs
-    found = [r for name in ("oracle", "local", "fedbt", "fedvpa-gp") for r in run_method(prepared, name).rows]
-    return [r for r in found if r["default"] and r["context_size"] in (size, None)]
+    assert Selector.from_pretrained(found["selector"]).info.method == "fedvpa-laplace"
 
-
-def value(rows: list[dict[str, Any]], method: str, population: str, key: str = "accuracy") -> float:
-    (row,) = (r for r in rows if (r["method"], r["population"]) == (method, population))
-    return row[key]
-
-
-def test_the_oracle_is_good_but_not_perfect(rows: list[dict[str, Any]]) -> None:
-    assert 0.88 <= value(rows, "oracle", "unseen") <= 0.97
-
-
-def test_one_user_alone_is_not_enough(rows: list[dict[str, Any]]) -> None:
-    for population in ("seen", "unseen"):
-        assert value(rows, "local", population) <= value(rows, "oracle", population) - 0.08
-
-
-def test_words_alone_do_not_decide(prepared: Prepared, rows: list[dict[str, Any]]) -> None:
-    """Logistic regression on differences of word counts, its strength chosen on validation, per group."""
-    data = prepared.data
-    split = np.array(data.split)
-    train, validation, test = (split == s for s in ("train", "validation", "test"))
-    words = CountVectorizer(token_pattern=r"[\w']+|[^\w\s]")
-    words.fit([t for p, use in zip(data.pairs, train, strict=True) if use for t in (p.a, p.b)])
-    x = (words.transform([p.a for p in data.pairs]) - words.transform([p.b for p in data.pairs])).astype(float)
-    accuracy = []
-    for y in data.group_labels.numpy():
-        fits = [
-            LogisticRegression(C=c, fit_intercept=False, max_iter=1000).fit(x[train], y[train]) for c in (0.03, 0.3, 3)
-        ]
-        best = max(fits, key=lambda m: m.score(x[validation], y[validation]))
-        accuracy.append(best.score(x[test], y[test]))
-    assert np.mean(accuracy) <= value(rows, "oracle", "unseen") - 0.03
-
-
-def test_one_selector_for_all_is_at_chance_where_groups_disagree(rows: list[dict[str, Any]]) -> None:
-    for population in ("seen", "unseen"):
-        assert abs(value(rows, "fedbt", population, "conflict_accuracy") - 0.5) <= 0.02
-
-
-def test_the_method_is_close_to_the_oracle(rows: list[dict[str, Any]]) -> None:
-    for population in ("seen", "unseen"):
-        assert value(rows, "fedvpa-gp", population) >= value(rows, "oracle", population) - 0.04
+    other = cli("demo", *options, "federation.rounds=11")
+    assert other.code == 2
+    assert "federation.rounds" in other.err

@@ -12,6 +12,7 @@ from fedvpa.evaluation.compare import (
     PairScores,
     bootstrap_p,
     holm,
+    people_difference,
     percentile_interval,
     resample_accuracy,
     seed_interval,
@@ -262,3 +263,15 @@ def test_resamples_without_any_pair_of_a_row_are_left_out():
     )
     assert np.isnan(draws[:, 0]).any()
     assert percentile_interval(draws[:, 0]) == (1.0, 1.0)
+
+
+def test_differences_over_people_agree_with_scipy():
+    rng = np.random.default_rng(0)
+    left = rng.random(200)
+    right = left - 0.02 + 0.1 * rng.standard_normal(200)
+    ours = people_difference(left, right, 20_000, 0)
+    theirs = stats.bootstrap((left - right,), np.mean, n_resamples=20_000, method="percentile", rng=1)
+    assert ours["difference"] == pytest.approx((left - right).mean())
+    assert (ours["ci_low"], ours["ci_high"]) == pytest.approx(tuple(theirs.confidence_interval), abs=5e-4)
+    assert ours["p"] == pytest.approx(stats.ttest_rel(left, right).pvalue, abs=0.01)
+    assert people_difference(left, left, 200, 0)["p"] == 1.0

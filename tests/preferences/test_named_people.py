@@ -11,6 +11,7 @@ import pytest
 from fedvpa.config import DataConfig
 from fedvpa.errors import UserError
 from fedvpa.preferences import prism
+from fedvpa.preferences.polis import ATTRIBUTION, SHIPPED, find
 from fedvpa.preferences.reading import read_people
 from fedvpa.preferences.schema import CHOICE, RATING, VOTE, Message
 
@@ -76,6 +77,28 @@ def test_mistakes_in_a_polis_export(tmp_path):
         with pytest.raises(UserError) as e:
             read_people(DataConfig(name="polis", path=str(folder)))
         assert str(e.value).startswith(f"{folder}/{message}")
+
+
+def test_a_conversation_that_is_shipped():
+    found = read_people(DataConfig(name="polis"))
+    assert (len(found.users), len(found.items), len(found.user)) == (1880, 607, 147371)
+    assert found.notes == (ATTRIBUTION,)
+    assert find("bowling-green") == find(None)
+    assert all((folder / "ATTRIBUTION.txt").is_file() for folder in SHIPPED.iterdir())
+
+
+def test_only_data_that_may_be_shipped_is_there():
+    shipped = [f.relative_to(SHIPPED.parent).as_posix() for f in SHIPPED.parent.rglob("*") if f.is_file()]
+    folder = "polis/bowling-green"
+    assert sorted(shipped) == [f"{folder}/{name}" for name in ("ATTRIBUTION.txt", "items.csv.gz", "ratings.csv.gz")]
+
+
+def test_a_path_goes_before_the_name_of_what_is_shipped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    polis(tmp_path / "bowling-green")
+    assert len(read_people(DataConfig(name="polis", path="bowling-green")).items) == 2
+    with pytest.raises(UserError, match=r"^elsewhere: no such file or folder; .* shipped \(bowling-green\)"):
+        read_people(DataConfig(name="polis", path="elsewhere"))
 
 
 def utterance(turn, interaction, text, chosen, prompt, user="user1", dialogue="c1"):

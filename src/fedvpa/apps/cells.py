@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from fedvpa.apps.runs import environment
 from fedvpa.apps.stopping import Interrupted
-from fedvpa.apps.training import load, round_record
+from fedvpa.apps.training import load, round_record, selector_of
 from fedvpa.backbone.backbones import feature_dtypes
 from fedvpa.backbone.models import cache_dir, choose_device
 from fedvpa.config import ColumnsConfig, ExperimentConfig, LaplaceConfig, LoRAConfig, PrivacyConfig, parse_config
@@ -150,13 +150,16 @@ def limit_threads(threads: int) -> None:
     threadpool_limits(threads)
 
 
-def run_cell(config_json: str, cell: Cell, path: Path, lean: bool = False) -> float | None:
+def run_cell(
+    config_json: str, cell: Cell, path: Path, lean: bool = False, selector: Path | None = None
+) -> float | None:
     """Runs one cell and writes its files; returns the default accuracy on unseen users (else on seen ones).
 
     Args:
         config_json: the configuration; its seed and method are replaced by the cell's.
         path: the JSON that the cell leaves; its arrays go beside it.
         lean: leave out the report's figures, the rounds' records and their accuracies, which a study has no use for.
+        selector: a folder for the trained selector, where it is to be kept.
     """
     config = cell.config(parse_config(json.loads(config_json)))
     if lean:
@@ -174,6 +177,9 @@ def run_cell(config_json: str, cell: Cell, path: Path, lean: bool = False) -> fl
     measured = run_method(prepared, cell.method, on_round=on_round)
     if lean:
         measured.figures, metrics = {}, []
+    if selector is not None:
+        selector.mkdir(parents=True, exist_ok=True)
+        selector_of(config, prepared, measured)._save_pretrained(selector)
     _write(path, prepared, measured, metrics, time.perf_counter() - began)
     size = config.federation.context_pairs
     shown = {
@@ -224,6 +230,9 @@ def _write(
         "weight_row": column.reshape(-1).astype(np.int64),
         "correct": np.stack([s.correct[used] for s in measured.scores]),
     }
+    people = [s.people for s in measured.scores if s.people is not None]
+    if len(people) == len(measured.scores):
+        arrays |= {"people": np.concatenate(people), "people_per_row": np.array([len(p) for p in people])}
     blob = save_arrays(arrays)
     device = choose_device(prepared.config.federation.device)
     write_bytes(path.with_suffix(".safetensors"), blob)
@@ -256,9 +265,12 @@ def read_cell(path: Path) -> Finished | None:
             return None
         arrays, size = load_arrays(blob), tree["pool_size"]
         weights = [_spread(arrays["pairs"], w, size) for w in arrays["weight"]]
+        people: list[Any] = [None] * len(arrays["correct"])
+        if "people" in arrays:
+            people = np.split(arrays["people"], arrays["people_per_row"].cumsum()[:-1])
         scores = [
-            PairScores(weights[row], _spread(arrays["pairs"], correct, size))
-            for row, correct in zip(arrays["weight_row"], arrays["correct"], strict=True)
+            PairScores(weights[row], _spread(arrays["pairs"], correct, size), own)
+            for row, correct, own in zip(arrays["weight_row"], arrays["correct"], people, strict=True)
         ]
         kept = {k: tree[k] for k in _KEPT}
         return Finished(scores=scores, **kept)

@@ -216,6 +216,42 @@ def compare(
 
 @app.command(
     epilog=_examples(
+        "fedvpa demo configs/polis.yaml",
+        "fedvpa demo configs/polis.yaml data.path=FOLDER --out runs/consultation",
+        "fedvpa demo votes.csv --methods fedvpl,fedvpa-gp,local --out runs/votes",
+    )
+)
+def demo(
+    config: ConfigOrTable,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str, typer.Option(help="Methods, with commas between, besides fedbt and fedvpa-laplace.")
+    ] = "fedvpa-gp",
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: Json = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Cells at a time; by default one per core.", show_default=False)
+    ] = None,
+) -> None:
+    """Compare methods on people's votes or ratings, known and new items; the table, its verdict, and a pair that flips.
+
+    What is finished in the folder is not run again.
+    """
+    settings = load_config(config, overrides or ())
+    folder = _out(out, config, "demo")
+    from fedvpa.apps.comparing import parse_methods
+    from fedvpa.apps.demo import demo as run
+    from fedvpa.reporting.demo_text import print_demo
+
+    found = run(settings, folder, _console(), parse_methods(methods), overwrite, jobs)
+    print_demo(found, Console())
+    if as_json is not None:
+        _write_json(as_json, found)
+
+
+@app.command(
+    epilog=_examples(
         "fedvpa study configs/studies/02-collapse.yaml --plan",
         "fedvpa study configs/studies/02-collapse.yaml --quick --out out/quick/collapse",
         "fedvpa study configs/studies/02-collapse.yaml --out out/studies/collapse",

@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -55,11 +56,15 @@ def compare(
     console: Console,
     jobs: int | None = None,
     threads: int = 1,
+    keep: Sequence[str] = (),
 ) -> Outcome:
     """Runs every method with every seed (`config.seed` and the following ones) and reports.
 
     Features are computed once, before. Each cell computes on `threads` threads, however many run at a time, so that
     the rows do not depend on `jobs`: sums of floats depend on the number of threads.
+
+    Args:
+        keep: methods whose trained selectors are kept, in the folders `selector_folder`.
 
     Raises:
         UserError: bad data, or no cell succeeded for such a reason.
@@ -77,7 +82,8 @@ def compare(
             console.print(f"{len(known)} of {len(cells)} cells are there already", highlight=False)
         todo = [c for c in cells if c not in known]
         text = config.model_dump_json()
-        tasks = [Task(str(c), text, c, c.file(folder / runs.CELLS)) for c in todo]
+        kept = {c: selector_folder(folder, c) for c in todo if c.method in keep}
+        tasks = [Task(str(c), text, c, c.file(folder / runs.CELLS), selector=kept.get(c)) for c in todo]
         remedy = f"finished cells are kept; go on with `--out {folder} --resume`"
         errors = run_tasks(tasks, console, remedy, jobs, threads)
         failures = {task.cell: error for task, error in errors.items()}
@@ -89,6 +95,11 @@ def compare(
         results, metrics = _combine(config, data, notes, ordered)
         write_text(folder / runs.METRICS, "".join(json.dumps(r, allow_nan=False) + "\n" for r in metrics))
         return Outcome(runs.finish(folder, results, metrics, config), failures)
+
+
+def selector_folder(run: Path, cell: Cell) -> Path:
+    """Where in a run folder a cell's selector is kept."""
+    return cell.file(run / runs.CELLS).with_suffix("")
 
 
 def _combine(

@@ -30,7 +30,7 @@ class Task:
         label: what the user is shown.
         config_json: the configuration, as text that a worker process can be sent.
         cell: method and seed; path: the JSON that it leaves.
-        lean: as for `cells.run_cell`.
+        lean, selector: as for `cells.run_cell`.
         seconds: how long it will take, where that can be told.
     """
 
@@ -40,6 +40,7 @@ class Task:
     path: Path
     lean: bool = False
     seconds: float | None = None
+    selector: Path | None = None
 
 
 def default_jobs() -> int:
@@ -79,7 +80,7 @@ def run_tasks(
     ):
         bar = progress.add_task("cells", total=len(tasks), left=left.text())
         waiting: dict[Future[float | None], Task] = {
-            executor.submit(run_cell, task.config_json, task.cell, task.path, task.lean): task for task in tasks
+            executor.submit(run_cell, t.config_json, t.cell, t.path, t.lean, t.selector): t for t in tasks
         }
         while waiting:
             done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)

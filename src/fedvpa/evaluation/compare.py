@@ -32,10 +32,12 @@ class PairScores:
     Attributes:
         weight: (P,) sum over clients i of 1 / (Q_i N), Q_i the client's query pairs and N the clients.
         correct: (P,) sum over clients of correct_ip / (Q_i N). Row p means the same pair in every seed and method.
+        people: (N,) accuracy of each client; None where it was not kept. Client i is the same in every method.
     """
 
     weight: Floats
     correct: Floats
+    people: Floats | None = None
 
     @property
     def accuracy(self) -> float:
@@ -99,6 +101,23 @@ def resample_accuracy(scores: Sequence[PairScores], resamples: int, rng: np.rand
         with np.errstate(invalid="ignore", divide="ignore"):
             out[start : start + size] = (counts @ correct.T) / (counts @ weight.T)[:, column]
     return np.round(out, 12)  # equal hits are equal draws, whatever order BLAS sums in
+
+
+def people_difference(left: Floats, right: Floats, resamples: int, seed: int) -> dict[str, float]:
+    """The difference of two methods' mean accuracy, with people resampled, as one person's queries hang together.
+
+    Args:
+        left, right: (N,) accuracy of each person under either method.
+        resamples: bootstrap resamples B; seed: of the resampling.
+
+    Returns:
+        difference, ci_low and ci_high (95 %, percentiles), and p (two-sided, see `bootstrap_p`).
+    """
+    d = left - right
+    drawn = np.random.default_rng(seed).integers(0, len(d), (resamples, len(d)))
+    draws = d[drawn].mean(1)
+    low, high = percentile_interval(draws)
+    return {"difference": float(d.mean()), "ci_low": low, "ci_high": high, "p": bootstrap_p(np.round(draws, 12))}
 
 
 def percentile_interval(draws: Floats, level: float = LEVEL) -> tuple[float, float]:

@@ -171,7 +171,7 @@ def score_predictions(panel: Panel, p: Tensor) -> Measured:
     def spread(v: Tensor) -> Tensor:
         return torch.zeros(panel.pool_size, dtype=torch.float64).index_add(0, panel.query.flatten(), v.flatten())
 
-    return Measured(values, PairScores(spread(share).numpy(), spread(share * hit).numpy()))
+    return Measured(values, PairScores(spread(share).numpy(), spread(share * hit).numpy(), accuracy.numpy()))
 
 
 def measure_leaking(predictor: Predictor, panel: Panel, inference: str) -> Measured:

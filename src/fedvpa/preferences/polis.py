@@ -25,6 +25,9 @@ _COMMENTS = {"item": "comment-id", "text": "comment-body", "author": "author-id"
 _TALLIES = {"agrees": "agrees", "disagrees": "disagrees"}
 _VOTES = {"user": "voter-id", "item": "comment-id", "vote": "vote", "time": "timestamp"}
 _REMEDY = "keep the layout of Polis' export"
+SHIPPED = Path(__file__).parents[1] / "data_files" / "polis"
+"""Conversations that come with the package, each with its attribution."""
+DEFAULT = "bowling-green"
 
 
 class _Statement(NamedTuple):
@@ -41,6 +44,22 @@ class _Vote(NamedTuple):
     name: str
     value: int
     time: float
+
+
+def find(name: str | None) -> Path:
+    """The folder or file of a conversation: a path, or the name of one in `SHIPPED`; None is `DEFAULT`.
+
+    Raises:
+        UserError: neither.
+    """
+    path = Path(name or DEFAULT).expanduser()
+    shipped = {folder.name: folder for folder in SHIPPED.iterdir()}
+    if name is None or (name in shipped and not path.exists()):
+        return shipped[name or DEFAULT]
+    if not path.exists():
+        known = ", ".join(sorted(shipped))
+        raise UserError("no such file or folder", f"name a Polis export, or what is shipped ({known})", file=path)
+    return path
 
 
 def is_export(folder: Path) -> bool:

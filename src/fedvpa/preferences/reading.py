@@ -32,7 +32,8 @@ def read_people(data: DataConfig) -> PeopleTable:
 
     A table holds choices (`chosen` and `rejected`; `a`, `b` and `preferred`; or `first`, `second` and `preferred`,
     ids of items), ratings or votes (`user`, `item`, `rating`), or likes (`prompt`, `completion`, `label`); see
-    `columns`. A folder holds one such table and, where needed, ``items.*``; or it is a Polis export.
+    `columns`. A folder holds one such table and, where needed, ``items.*``; or it is a Polis export. For ``polis`` the
+    path may be the name of a conversation that is shipped, or empty (`polis.find`).
 
     Raises:
         UserError: no path, a file that cannot be read, a missing column, or an invalid row.
@@ -41,6 +42,8 @@ def read_people(data: DataConfig) -> PeopleTable:
         if getattr(data, key) is not None:
             remedy = "remove it; groups come from column 'group'"
             raise UserError(f"has no meaning for {data.name}", remedy, field=f"data.{key}")
+    if data.name == "polis":
+        data = data.model_copy(update={"path": str(polis.find(data.path))})
     if data.path is None and data.name == "prism":
         data = data.model_copy(update={"path": prism.HUB_ID})
     if data.path is None:
