@@ -313,6 +313,7 @@ def a_supernode_is_killed_in_mid_round(deployment: Deployment) -> None:
     summary = deployment.folder / "server/second/deployment.json"
     wait_for(summary.exists, lambda: deployment.log("superlink.log"))
     faults = json.loads(summary.read_text())["faults"]
-    assert set(faults) <= {"silent", "failed", "unreachable"}
-    assert sum(faults.values()) > 0
+    # Somebody whose held-out votes all agree has no pair to be asked, and says so.
+    assert set(faults) <= {"silent", "failed", "unreachable"} | ({"refused"} if deployment.votes else set())
+    assert set(faults) & {"silent", "failed", "unreachable"}
     assert deployment.rounds("second") == 2
