@@ -52,6 +52,8 @@ CALIBRATION = ("calibration.scale", "calibration.doubt")
 FIXED = (*NOISE, *CALIBRATION)
 FEW = 1600
 """Judgements of the whole population up to which the learning rate is `laplace.learning_rate`."""
+THRESHOLD_DOUBT = 1.0
+"""Added to the variance of a person's threshold when a person is inferred (docs/research.md)."""
 TRAINING_STEPS = 5
 """Newton steps in training, where the posterior need not be exact to the last digit."""
 
@@ -342,7 +344,10 @@ class LaplacePredictor:
     def __init__(self, state: ServerState, pool: Pool) -> None:
         self.theta, self.pool, self.likelihood = state.theta, pool, noise_of(state.theta)
         self.calibration = Calibration(*(state.theta[k] for k in CALIBRATION))
-        self.population = Prior(state.shares.log(), state.centroids, state.spread)
+        # Answers need not be a random sample of a person's opinions (who is shown as many statements to agree with as
+        # to disagree with); a wide threshold takes that up, so that it does not turn other directions of the latent.
+        spread = torch.cat([state.spread[:, :-1], state.spread[:, -1:] + THRESHOLD_DOUBT], -1)
+        self.population = Prior(state.shares.log(), state.centroids, spread)
         self.slope, self.offset = project(state.theta, pool.items)
 
     @property
