@@ -384,7 +384,7 @@ class MethodConfig(Section):
 
 
 class LaplaceConfig(Section):
-    """`fedvpa-laplace` (laplace.md). Its rounds and its optimiser stand here and not in the section federation: a round
+    """`fedvpa-laplace` (docs/method.md). Its rounds and its optimiser stand here and not in the section federation: a round
     of it is one gradient of a whole likelihood, not several local steps."""
 
     rounds: int = Field(300, ge=1, description="Rounds.")
@@ -708,11 +708,12 @@ def is_data(path: str | Path) -> bool:
 
 
 def _for_table(path: str | Path) -> dict[str, Any]:
-    """The defaults for a table of people: everybody takes part or is held out."""
+    """The defaults for a table of people: everybody takes part or is held out, and the method that measures best."""
     everybody = {f"{population}clients": EVERYBODY for population in ("", "unseen_", "validation_")}
     return {
         "data": {"name": "table", "path": str(path), "pairs_per_client": 40},
         "federation": {**everybody, "sampled_clients": 50},
+        "method": {"name": "fedvpa-laplace"},
     }
 
 

@@ -248,8 +248,10 @@ class FedVPALaplace:
     ) -> tuple[Tensor, Posterior, Observations]:
         """-(1/S) sum_s mean_i log p(y_i | z_s) of each client, z_s from q under the received theta without gradient.
 
+        Dropout is for the scores alone: people are inferred from all features, as they will be.
+
         Returns:
-            The losses (K,), and without dropout q and what it was inferred from.
+            The losses (K,), q, and what it was inferred from.
         """
         likelihood, normal = noise_of(theta), noise.normal[:, 0]
         prior = Prior(download.shares.log(), download.means, download.variances)
@@ -259,9 +261,7 @@ class FedVPALaplace:
         with torch.no_grad():
             seen = observations(*project(theta, items), judged)
             q = laplace.infer(seen, prior, likelihood, TRAINING_STEPS)
-            under = Observations(*(t.detach() for t in dropped))
-            sampled = laplace.infer(under, prior, likelihood, TRAINING_STEPS)
-            z = laplace.sample(sampled, torch.special.ndtr(normal[..., -1]), normal[..., :-1])
+            z = laplace.sample(q, torch.special.ndtr(normal[..., -1]), normal[..., :-1])
         score = dropped.offset.unsqueeze(-2) + z @ dropped.slope.mT
         fit = laplace.log_likelihood(score, dropped, likelihood).sum(-1).mean(-1)
         return -fit / batch.counts, q, seen
