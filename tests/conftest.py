@@ -122,6 +122,6 @@ def judged_run(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     (folder / "ratings.jsonl").write_text("\n".join(rating_lines()) + "\n")
     overrides = ("method.name=fedvpa-laplace", "data.name=table", f"data.path={folder / 'ratings.jsonl'}")
     sizes = ("federation.clients=16", "federation.unseen_clients=4", "federation.validation_clients=4")
-    more = ("laplace.rounds=60", "laplace.components=2", "data.min_votes=2")
+    more = ("laplace.rounds=60", "laplace.learning_rate=0.002", "laplace.components=2", "data.min_votes=2")
     assert main(["train", str(experiment), *overrides, *sizes, *more, "--out", str(folder / "run")]) == 0
     return folder / "run"

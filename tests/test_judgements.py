@@ -169,7 +169,8 @@ def test_rewards_are_log_odds_with_the_doubt_taken_off(selector: Selector) -> No
     mean, variance = laplace.score_moments(
         q, slope.view(1, 1, -1), (predictor.offset[0] - predictor.offset[1]).view(1, 1)
     )
-    logits = mean / torch.sqrt(1 + math.pi / 8 * variance)
+    scale, doubt = predictor.calibration
+    logits = scale * mean / torch.sqrt(1 + math.pi / 8 * scale**2 * doubt * variance)
     assert a == pytest.approx(float((q.log_weights.exp().unsqueeze(-1) * logits).sum()), abs=1e-4)
     assert selector.reward_function(user)([PROMPT], [LONG]) == pytest.approx([a], abs=1e-5)
     assert [r for r, _ in selector.rank(PROMPT, [SHORT, LONG], user)] == [LONG, SHORT]
