@@ -384,7 +384,7 @@ class MethodConfig(Section):
 
 
 class LaplaceConfig(Section):
-    """`fedvpa-laplace` (docs/method.md). Its rounds and its optimiser stand here and not in the section federation: a round
+    """`fedvpa-laplace` (docs/method.md). Its rounds and optimiser stand here and not in the section federation: a round
     of it is one gradient of a whole likelihood, not several local steps."""
 
     rounds: int = Field(300, ge=1, description="Rounds.")

@@ -128,10 +128,23 @@ def test_the_question_that_divides_the_camps_comes_first() -> None:
 
 def test_a_question_that_repeats_an_answer_comes_last() -> None:
     """Who has said on which side they stand tells nothing by saying it again, but something by another answer."""
-    prior = two_camps()._replace(variances=torch.tensor([[0.01, 1.0], [0.01, 1.0]]))
-    found = acquisition.first_questions(prior, asked((2, 0), (2.1, 0), (0, 1)), NO_NOISE, 3, rng())
+    camps = two_camps()
+    means = torch.nn.functional.pad(camps.means, (0, 1))  # the last dimension is the threshold
+    prior = camps._replace(means=means, variances=torch.tensor([[0.01, 1.0, 0.01], [0.01, 1.0, 0.01]]))
+    found = acquisition.first_questions(prior, asked((2, 0, 0), (2.1, 0, 0), (0, 1, 0)), NO_NOISE, 3, rng())
     assert [row for row, _ in found][1] == 2
     assert found[2][1] < 0.02
+
+
+def test_what_only_tells_the_threshold_is_not_asked() -> None:
+    camps = two_camps()
+    prior = camps._replace(
+        means=torch.nn.functional.pad(camps.means, (0, 1)),
+        variances=torch.tensor([[0.01, 1.0, 9.0], [0.01, 1.0, 9.0]]),
+    )
+    found = acquisition.first_questions(prior, asked((0, 0, 1), (0, 0.5, 0)), NO_NOISE, 2, rng())
+    assert [row for row, _ in found] == [1, 0]
+    assert found[1][1] < 1e-6
 
 
 def test_a_known_camp_needs_no_question() -> None:

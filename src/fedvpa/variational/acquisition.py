@@ -6,6 +6,7 @@ active questions (Poddar et al. 2024, arXiv 2408.10075).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -66,7 +67,11 @@ def next_question(gain: Tensor, asked: Tensor) -> int | None:
 
 
 def answers_under(belief: Posterior, asked: Observations, noise: Noise, generator: torch.Generator) -> Tensor:
-    """p(yes | z), or p(first | z), of questions under `SAMPLES` samples of z.
+    """p(yes | z), or p(first | z), of questions under `SAMPLES` samples of z without the threshold.
+
+    The person's threshold, the last dimension of z, says nothing about preferences between items; what an answer would
+    tell about it is not worth asking for. It is integrated out by its marginal N(c, v): a vote's score is
+    (s + c) / sqrt(1 + pi/8 v).
 
     Args:
         belief: one person's, (1, K).
@@ -78,7 +83,10 @@ def answers_under(belief: Posterior, asked: Observations, noise: Noise, generato
     uniform = torch.rand(1, SAMPLES, generator=generator)
     normal = torch.randn(1, SAMPLES, belief.means.shape[-1], generator=generator).to(belief.means)
     z = laplace.sample(belief, uniform.to(belief.means), normal)
-    s = (z @ asked.slope.mT + asked.offset.unsqueeze(-2))[0]
+    threshold = laplace.moments(belief)
+    c, v = threshold.mean[0, -1], threshold.var[0, -1]
+    slope, alone = asked.slope[0, :, :-1], asked.slope[0, :, -1]
+    s = (z[0, :, :-1] @ slope.T + asked.offset[0] + c * alone) / torch.sqrt(1 + math.pi / 8 * v * alone**2)
     return noise.error + (1 - 2 * noise.error) * torch.sigmoid(s)
 
 
