@@ -146,13 +146,14 @@ def test_ratings_with_their_texts_in_one_table(tmp_path):
     assert told(people) == [("1", "A", None, 5), ("1", "B", None, 2), ("2", "A", None, 1)]
 
 
-def test_trl_unpaired_rows_are_votes(tmp_path):
+@pytest.mark.parametrize(("yes", "no"), [(True, False), (1, 0)])
+def test_trl_unpaired_rows_are_votes(tmp_path, yes, no):
     rows = [
-        {"prompt": "Which?", "completion": "A", "label": True, "user_id": "u"},
+        {"prompt": "Which?", "completion": "A", "label": yes, "user_id": "u"},
         {
             "prompt": [{"role": "user", "content": "Which?"}],
             "completion": [{"role": "assistant", "content": "B"}],
-            "label": False,
+            "label": no,
             "user_id": "u",
         },
     ]

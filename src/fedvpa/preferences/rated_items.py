@@ -69,8 +69,8 @@ def read_ratings(
 ) -> tuple[list[Judgement], bool]:
     """The ratings of a table, and whether they are votes.
 
-    They are votes if all of them are true or false, or 1, 0 and -1; a 0 is a pass, left out and counted. A rating
-    that a user repeats counts once.
+    They are votes if all of them are true or false, or 1, 0 and -1; a 0 is a pass, left out and counted, but among
+    labels that are 0 or 1 it is a no. A rating that a user repeats counts once.
 
     Args:
         items: where ids are looked up; None if the table has the texts itself.
@@ -101,6 +101,8 @@ def read_ratings(
     counts["rows"] += len(rows)
     rows = _without_repeats(rows, columns[field], table.path, on_invalid, counts)
     votes = _are_votes(rows, field, columns[field], table.path)
+    if field == "label" and {r.value for r in rows} <= {0, 1}:  # a label of 0 is a no: nobody labels a pass
+        rows = [r._replace(value=r.value or -1.0) for r in rows]
     if votes:
         counts["passes"] += sum(r.value == 0 for r in rows)
         rows = [r for r in rows if r.value]
