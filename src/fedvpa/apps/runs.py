@@ -161,8 +161,10 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError("another process is writing here", "wait for it, or end it", file=path) from None
-        yield
-        (path / LOCK).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            (path / LOCK).unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:
