@@ -19,6 +19,7 @@ SMALL = (
     "federation.sampled_clients=10",
     "federation.rounds=10",
     "laplace.rounds=40",
+    "laplace.learning_rate=0.002",
     "evaluation.bootstrap=500",
 )
 

@@ -273,12 +273,12 @@ EVIL = '<script>window.hit = 1</script><img src=x onerror="window.hit = 2"> ${wi
 
 
 def test_text_is_shown_as_text(visit: Open, finished: Path, tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": EVIL, "a": EVIL + " a", "b": EVIL + " b"}))
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": EVIL, "a": "a " + EVIL, "b": "b " + EVIL}))
     with running(World.open(finished, tmp_path / "p.jsonl"), run=EVIL) as url:
         page = visit(url=url)
         assert page.locator(".prompt p").inner_text() == EVIL
         shown = page.locator("section.answer p").all_inner_texts()
-        assert sorted(shown) == [EVIL + " a", EVIL + " b"]
+        assert sorted(shown) == ["a " + EVIL, "b " + EVIL]
         to(page, "Judge")
         compare(page, EVIL, (EVIL, EVIL + " more"))
         page.locator("table.verdicts").wait_for()
