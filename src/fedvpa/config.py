@@ -393,6 +393,7 @@ class LaplaceConfig(Section):
         gt=0,
         description="Rate of the server's Adam for few judgements, up to four times as much for many; it falls to 0.",
     )
+    latent_dim: int = Field(16, ge=1, description="d, the dimension of the latent z (without the threshold).")
     dropout: float = Field(0.5, ge=0, lt=1, description="Share of the input features left out in a round.")
     samples: int = Field(4, ge=1, description="S, posterior samples.")
     prior_start: float = Field(0.07, ge=0, le=1, description="Share of the rounds with N(0, I) before EM on the prior.")

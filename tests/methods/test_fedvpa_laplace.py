@@ -211,7 +211,7 @@ def test_every_path_gives_the_same_numbers(path: str, kinds: str) -> None:
     common = {"laplace__error": 0.05, "laplace__dropout": 0.3}
     _, expected, _ = trained(kinds, **common)
     _, found, _ = trained(kinds, **common, **SAME[path])
-    assert len(expected.server.shares) == 3
+    assert len(expected.server.shares) > 1
     assert_same(found, expected, 1e-8)
     assert not found.faults or not any(found.faults.values())
 

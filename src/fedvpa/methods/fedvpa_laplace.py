@@ -12,7 +12,7 @@ EM (Dempster et al. 1977), with sums over people only:
    EM, Cappe and Moulines 2009).
 
 The prior is one Gaussian at first, whose variances switch off directions of the latent that the population does not
-use; then K components, drawn from it.
+use; then K components, drawn from it. In the end those that hold less than one person are left out.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class FedVPALaplace:
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.config, self.l = setup, setup.config, setup.config.laplace
-        self.sizes = Sizes(setup.features, setup.config.model.hidden_dim, setup.config.model.latent_dim, 1)
+        self.sizes = Sizes(setup.features, setup.config.model.hidden_dim, self.l.latent_dim, 1)
 
     @property
     def dim(self) -> int:
@@ -130,6 +130,9 @@ class FedVPALaplace:
         prior = laplace.maximise(Sums(total["count"], total["first"], total["second"]), self.l.floor)
         if round == self.components_round:
             prior = laplace.split(prior, self.l.components, generator)
+            total = {k: v for k, v in total.items() if k not in Sums._fields}
+        if round == self.config.federation.rounds:
+            prior = laplace.without_unused(prior, 1 / self.setup.clients)
             total = {k: v for k, v in total.items() if k not in Sums._fields}
         return state.advance(
             theta=theta,
