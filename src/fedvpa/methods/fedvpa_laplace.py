@@ -17,6 +17,7 @@ use; then K components, drawn from it. In the end those that hold less than one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -52,6 +53,8 @@ CALIBRATION = ("calibration.scale", "calibration.doubt")
 FIXED = (*NOISE, *CALIBRATION)
 FEW = 1600
 """Judgements of the whole population up to which the learning rate is `laplace.learning_rate`."""
+USUAL_SCALE = 0.85
+"""Factor of the scores of texts that nobody judged, on average; see `FedVPALaplace.usual_calibration`."""
 THRESHOLD_DOUBT = 1.0
 """Added to the variance of a person's threshold when a person is inferred (docs/research.md)."""
 TRAINING_STEPS = 5
@@ -150,6 +153,16 @@ class FedVPALaplace:
         """
         judged = sum(float(state.extra.get(k, torch.zeros(()))) for k in ("choices", "ratings"))
         return min(4.0, max(1.0, judged / FEW) ** 0.5)
+
+    def usual_calibration(self, state: ServerState) -> Calibration:
+        """What calibrations were on average where there was much to fit them on (docs/research.md).
+
+        Where people only rated, a difference of scores is in units of ratings, and the better rated of two texts is
+        the one with the higher score up to the noise of two ratings.
+        """
+        rated = state.extra.get("ratings", torch.zeros(())) > 0 and state.extra["choices"] == 0
+        units = math.sqrt(8 / math.pi) / math.sqrt(2 * float(state.theta["noise.rating"])) if rated else 1.0
+        return Calibration(torch.tensor(USUAL_SCALE * units), torch.tensor(1.0))
 
     @property
     def components_round(self) -> int:
@@ -338,10 +351,11 @@ class LaplacePredictor:
     """Inference and prediction under a server state.
 
     ``mixture`` infers under the mixture, ``gaussian`` under the one Gaussian with the mixture's moments, which is
-    better where there are few people; validation people choose.
+    better where there are few people, and ``none`` does without the person's answers, where people do not differ or
+    where there are too few of them to tell how; validation people choose.
     """
 
-    inferences: tuple[str, ...] = ("mixture", "gaussian")
+    inferences: tuple[str, ...] = ("mixture", "gaussian", "none")
 
     @torch.no_grad()
     def __init__(self, state: ServerState, pool: Pool) -> None:
@@ -364,6 +378,8 @@ class LaplacePredictor:
 
     @torch.no_grad()
     def infer(self, context: Judged, how: str = "mixture", groups: Tensor | None = None) -> Posterior:
+        if how == "none":
+            return laplace.as_posterior(self.population, len(context.y))
         prior = self.population if how == "mixture" else laplace.moment_matched(self.population)
         return laplace.infer(observations(self.slope, self.offset, context), prior, self.likelihood)
 
