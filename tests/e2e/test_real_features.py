@@ -1,4 +1,4 @@
-"""What docs/index.md does first: the embedded language model reads a file's answers, and a selector is trained on them."""
+"""What docs/index.md does first: the embedded language model reads answers, and a selector is trained on them."""
 
 from __future__ import annotations
 
