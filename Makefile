@@ -22,10 +22,10 @@ demo-synthetic: setup  ## Train and compare methods on generated text, whose gro
 	$(BIN)/fedvpa compare configs/synthetic.yaml --methods $(DEMO_METHODS) --out out/demo-synthetic --overwrite
 
 test: setup-test  ## The tests of every change, with coverage; what CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-all: setup-test  ## All tests, also the slow ones: deployments, whole studies, the browser, fuzz
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: setup-test  ## Style, types and the direction of imports
 	$(BIN)/ruff check .
