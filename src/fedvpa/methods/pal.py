@@ -25,6 +25,8 @@ from fedvpa.variational.selector import Sizes, Theta, embed, init_theta
 POINTS, MAP, SHARES = "prototypes", "map.weight", "shares"
 DIM = 16
 """Dimensions of the space of items and people."""
+RIDGE = 1.0
+"""Of a person's t_i; chosen on validation people."""
 STEPS, RATE = 40, 0.3
 """Adam's steps from the average person to a person's weights."""
 
@@ -50,14 +52,14 @@ class PAL(Vectors):
 
     def person(self, theta: Theta, seen: Observations) -> Tensor:
         with torch.no_grad():
-            own = fitted(theta[SHARES], seen, self.config.method.ridge)
+            own = fitted(theta[SHARES], seen)
         return weighted(theta[SHARES], own)
 
 
-def fitted(common: Tensor, seen: Observations, ridge: float) -> Tensor:
-    """(people, K + 1) t_i and c_i, by Adam's steps from 0 on -log p + ridge / 2 |t_i|^2 + c_i^2 / (2 variance)."""
+def fitted(common: Tensor, seen: Observations) -> Tensor:
+    """(people, K + 1) t_i and c_i, by Adam's steps from 0 on -log p + RIDGE / 2 |t_i|^2 + c_i^2 / (2 variance)."""
     own = common.new_zeros(len(seen.y), len(common) + 1)
-    decay = torch.full_like(own[0], ridge)
+    decay = torch.full_like(own[0], RIDGE)
     decay[-1] = 1 / THRESHOLD_VARIANCE
     optimizer = torch.optim.Adam([own], lr=RATE)
     for _ in range(STEPS if seen.y.shape[-1] else 0):
