@@ -100,7 +100,9 @@ def test_the_step_is_the_gradient_of_the_loss(name: str) -> None:
         score = at.offset + (at.slope @ z.unsqueeze(-1)).squeeze(-1)
         rating = 0.5 * (at.y - score) ** 2 + 0.5 * torch.log(torch.tensor(2 * torch.pi))
         choice = torch.nn.functional.softplus(-at.y * score)
-        return decay + float((weight * (torch.where(at.gaussian, rating, choice) * at.weight).sum(-1) / batch.counts).sum())
+        return decay + float(
+            (weight * (torch.where(at.gaussian, rating, choice) * at.weight).sum(-1) / batch.counts).sum()
+        )
 
     download = replace(method.broadcast(method.init_server(g)), theta=theta)
     step = method.cohort_update(download, batch, None).theta
