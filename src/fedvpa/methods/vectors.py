@@ -142,7 +142,7 @@ class VectorPredictor:
     def choices(self, context: Context) -> Judged:
         return self.pool.choices(context)
 
-    def infer(self, context: Judged, how: str = "none", groups: Tensor | None = None) -> Any:
+    def infer(self, context: Any, how: str = "none", groups: Tensor | None = None) -> Any:  # of `Judged`
         with torch.no_grad():
             return self.fit(observations(self.slope, self.offset, context))
 
