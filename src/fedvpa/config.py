@@ -35,6 +35,10 @@ METHODS = (
     "fedbiscuit",
     "fedpdpo",
     "feddpo",
+    "lore",
+    "mrm",
+    "pal",
+    "item-factors",
     "local",
     "central-vpl",
     "fedvpa-gp+labels",
@@ -374,6 +378,13 @@ class MethodConfig(Section):
     head_learning_rate: float = Field(
         1.0, gt=0, description="fedpdpo: learning rate of the private heads, with local SGD."
     )
+    bases: int = Field(8, ge=1, description="lore, mrm: number of base rewards that people's rewards are made of.")
+    ridge: float = Field(10.0, gt=0, description="lore: ridge of a person's weights.")
+    inner_steps: int = Field(5, ge=1, description="mrm: gradient steps from the start to a person.")
+    inner_rate: float = Field(1.0, gt=0, description="mrm: learning rate of these steps.")
+    ideal_points: int = Field(8, ge=1, description="pal: K, number of prototypes.")
+    factors: int = Field(8, ge=1, description="item-factors: dimensions of items and people.")
+    factor_ridge: float = Field(3.0, gt=0, description="item-factors: ridge of items' and people's factors.")
 
     @field_validator("name")
     @classmethod

@@ -36,8 +36,8 @@ from fedvpa.methods.base import (
     ServerState,
     Setup,
     Upload,
+    kept_features,
 )
-from fedvpa.preferences.seeding import generator
 from fedvpa.variational import laplace
 from fedvpa.variational.calibration import Answered
 from fedvpa.variational.laplace import Calibration, Noise, Observations, Posterior, Prior, Sums
@@ -188,12 +188,6 @@ class FedVPALaplace:
         """One step; the dimension has one entry more per sample, the uniform number that chooses its component."""
         return NoiseSpec(1, 1, False, self.l.samples, self.dim + 1, 0, 0, 0.0, subsets=0)
 
-    def kept(self, round: int, items: Tensor) -> Tensor:
-        """Which input features a round keeps, scaled up to the same mean: the same for all of its clients (dropout)."""
-        keep = torch.rand(items.shape[-1], generator=generator(self.config.seed, "dropout", round)) >= self.l.dropout
-        scale = keep.to(items.dtype)
-        return scale * (len(scale) / scale.sum().clamp(min=1))
-
     def sums_shapes(self, download: Download) -> Mapping[str, tuple[int, ...]]:
         """What `Upload.sums` holds, for K components: the prior's sums and the likelihood's."""
         k, dim = download.means.shape
@@ -239,21 +233,7 @@ class FedVPALaplace:
         self, download: Download, batch: JudgementBatch, noise: LocalNoise, i: int
     ) -> tuple[Theta, dict[str, Tensor], dict[str, Tensor]]:
         """The i-th client's parameters, sums and metrics, from its own items only."""
-        n = int(batch.counts[i])
-        rows = (t[i : i + 1, :n] for t in batch[2:7])
-        first, second, y, rated, weight = rows
-        used, place = torch.cat([first, second.clamp(min=0)], 1).unique(return_inverse=True)
-        first, other = place.chunk(2, 1)
-        mine = JudgementBatch(
-            batch.ids[i : i + 1],
-            batch.items[used],
-            first,
-            torch.where(second < 0, -1, other),
-            y,
-            rated,
-            weight,
-            batch.counts[i : i + 1],
-        )
+        mine = batch.client(i)
         theta = {k: v.clone().requires_grad_(k not in FIXED) for k, v in download.theta.items()}
         loss, q, seen = self.losses(theta, download, mine, mine.items, LocalNoise(*(t[i : i + 1] for t in noise)))
         sums, metrics = self.sums(download, mine, q, seen), self.metrics(loss.detach(), q, download)
@@ -271,7 +251,7 @@ class FedVPALaplace:
         """
         likelihood, normal = noise_of(theta), noise.normal[:, 0]
         prior = Prior(download.shares.log(), download.means, download.variances)
-        kept = self.kept(download.round, items)
+        kept = kept_features(self.config, download.round, self.l.dropout, items)
         judged = Judged(*batch[2:7])
         dropped = observations(*project(theta, items * kept), judged)
         with torch.no_grad():
@@ -401,8 +381,7 @@ class LaplacePredictor:
 
     def choices(self, context: Context) -> Judged:
         """Labelled pairs as judgements."""
-        a, b = self.pool.pairs[context.index].unbind(-1)
-        return Judged(a, b, context.y, torch.zeros_like(context.mask), context.mask.to(context.y.dtype))
+        return self.pool.choices(context)
 
     def nobody(self, users: int) -> Posterior:
         """The latent 0 for every user, without doubt."""

@@ -18,12 +18,16 @@ from fedvpa.methods.fedpdpo import FedPDPO
 from fedvpa.methods.fedvpa_gp import FedVPAGP
 from fedvpa.methods.fedvpa_laplace import FedVPALaplace
 from fedvpa.methods.fedvpl import FedVPL, FedVPLOrtho, FedVPLPrior
+from fedvpa.methods.item_factors import ItemFactors
 from fedvpa.methods.local import Local
+from fedvpa.methods.lore import LoRe
+from fedvpa.methods.mrm import MRM
 from fedvpa.methods.oracle import Oracle, OracleClients
 from fedvpa.methods.oracle_labels import FedVPAGPLabels
+from fedvpa.methods.pal import PAL
 from fedvpa.methods.vmtl import VMTL
 
-Direct = Local | Oracle
+Direct = Local | Oracle | ItemFactors
 """Methods that are fitted at once, without rounds."""
 
 CLASSES = {
@@ -39,6 +43,10 @@ CLASSES = {
         FedBiscuit,
         FedPDPO,
         FedDPO,
+        LoRe,
+        MRM,
+        PAL,
+        ItemFactors,
         Local,
         CentralVPL,
         FedVPAGPLabels,
