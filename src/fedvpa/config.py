@@ -720,10 +720,11 @@ def is_data(path: str | Path) -> bool:
 
 
 def _for_table(path: str | Path) -> dict[str, Any]:
-    """The defaults for a table of people: everybody takes part or is held out, and the method that measures best."""
+    """The defaults for a table of people: everybody takes part or is held out; method and models that measure best."""
     everybody = {f"{population}clients": EVERYBODY for population in ("", "unseen_", "validation_")}
     return {
         "data": {"name": "table", "path": str(path), "pairs_per_client": 40},
+        "backbone": {"model": ["smollm2-135m-instruct", "all-minilm-l6-v2"]},
         "federation": {**everybody, "sampled_clients": 50},
         "method": {"name": "fedvpa-laplace"},
     }
