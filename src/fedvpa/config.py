@@ -394,7 +394,7 @@ class MethodConfig(Section):
         3.0, ge=0, description="gumbel-mpnn: how strongly edges depend on whether posteriors agree; 0: not at all."
     )
     attention_layers: int = Field(2, ge=1, description="pluralllm: layers of the transformer.")
-    attention_width: Literal[32, 64, 128, 256] = Field(64, description="pluralllm: width of its tokens, of 4 heads.")
+    attention_width: Literal[32, 64, 128, 256] = Field(32, description="pluralllm: width of its tokens, of 4 heads.")
     second_hop: float = Field(0.5, ge=0, le=1, description="gumbel-mpnn: share of the second hop in the weights.")
 
     @field_validator("name")

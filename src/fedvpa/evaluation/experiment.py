@@ -208,7 +208,8 @@ def run_method(
 
 
 def calibrated(method: Method, training: TrainingState, prepared: Prepared) -> TrainingState:
-    """The state with the predictions of `fedvpa-laplace` (or `votes-mean`) calibrated on validation people, over all context sizes."""
+    """The state with the predictions of `fedvpa-laplace` (or `votes-mean`) calibrated on validation people, over all
+    context sizes."""
     if not isinstance(method, FedVPALaplace) or "validation" not in prepared.panels:
         return training
     theta = {**training.server.theta, **dict.fromkeys(CALIBRATION, torch.ones((), dtype=prepared.pool.items.dtype))}

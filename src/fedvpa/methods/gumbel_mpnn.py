@@ -31,9 +31,7 @@ class GumbelMPNN(FedVPAGP):
 
     name: ClassVar[str] = "gumbel-mpnn"
 
-    def prior(
-        self, log_pi: Tensor, ids: Tensor, gumbel: Tensor | None, download: Download
-    ) -> tuple[Mixture, Tensor]:
+    def prior(self, log_pi: Tensor, ids: Tensor, gumbel: Tensor | None, download: Download) -> tuple[Mixture, Tensor]:
         """The clients' mixture priors and log weights (K, components) after two hops; see `FedVPAGP.prior`."""
         mixture, log_w = super().prior(log_pi, ids, gumbel, download)
         edges = self.edges(download, noisy=gumbel is not None)

@@ -108,46 +108,59 @@ class PluralLLM(FedBT):
         """`local_steps` steps on the likelihood of the targets, given the contexts."""
         theta = stack_theta(download.theta, len(batch.ids))
         optimizer = local_optimizer(theta, self.config)
-        judged, rank = Judged(*batch[2:7]), self.ranks(batch, download.round)
-        for step in range(self.config.federation.local_steps):
+        judged, order = Judged(*batch[2:7]), self.orders(batch, download.round)
+        share = torch.rand(len(order), generator=generator(self.config.seed, "share", download.round))
+        for step, mine in enumerate(order):
             keep = noise.keep[:, step].to(batch.items)
             scale = keep * (keep.shape[-1] / keep.sum(-1, keepdim=True).clamp(min=1)) if keep.shape[-1] else None
-            loss = self.loss(theta, batch.items, judged, rank[:, step], scale)
+            seen, asked = split(judged, mine, (share[step] * batch.counts).long(), batch.counts)
+            loss = self.loss(theta, batch.items, seen, asked, scale)
             descend(loss, optimizer)
         trained = {k: v.detach() for k, v in theta.items()}
         none, last = batch.y.new_zeros(len(batch.ids), 0), loss.detach()
         metrics = {"loss": last, "reconstruction": last}
         return Upload(batch.ids, trained, none, none, batch.counts, metrics), private
 
-    def ranks(self, batch: JudgementBatch, round: int) -> Tensor:
-        """(K, steps, judgements) random ranks of each client's judgements less the context's size: below 0 is context.
-
-        Padding has ranks like any other; nothing reads it.
-        """
-        steps, rows = self.config.federation.local_steps, []
+    def orders(self, batch: JudgementBatch, round: int) -> Tensor:
+        """(steps, K, judgements) random order of each client's judgements in each step; padding comes last."""
+        steps, width, rows = self.config.federation.local_steps, batch.y.shape[1], []
         for i, n in zip(batch.ids.tolist(), batch.counts.tolist(), strict=True):
-            g = generator(self.config.seed, "tokens", round, i)
-            rank = torch.rand(steps, n, generator=g).argsort(-1) - torch.randint(0, n, (steps, 1), generator=g)
-            rows.append(F.pad(rank, (0, batch.y.shape[1] - n)))
-        return torch.stack(rows)
+            order = torch.rand(steps, n, generator=generator(self.config.seed, "order", round, i)).argsort(-1)
+            rows.append(torch.cat([order, torch.arange(n, width).expand(steps, -1)], -1))
+        return torch.stack(rows, 1)
 
-    def loss(self, theta: Theta, items: Tensor, judged: Judged, rank: Tensor, scale: Tensor | None) -> Tensor:
-        """Mean of -log p over the targets of each client, (K,)."""
-        real = judged.weight > 0
-        first, second = items[judged.first], items[judged.second.clamp(min=0)]
-        if scale is not None:
-            first, second = first * scale.unsqueeze(1), second * scale.unsqueeze(1)
-        alone = judged.second < 0
-        seen = encode(theta, tokens(theta, first, second, alone, judged.y), (rank < 0) & real)
-        s = scores(theta, linear(first, theta, "features"), seen)
-        if not alone[real].all():
-            s = s - torch.where(alone, 0.0, scores(theta, linear(second, theta, "features"), seen))
-        fit = torch.where(judged.rated, -0.5 * (judged.y - s) ** 2, F.logsigmoid(judged.y * s))
-        weight = judged.weight * (rank >= 0)
-        return -(fit * weight).sum(-1) / weight.sum(-1)
+    def loss(self, theta: Theta, items: Tensor, seen: Judged, asked: Judged, scale: Tensor | None) -> Tensor:
+        """Mean of -log p over the targets `asked` of each client, given its context `seen`; (K,).
+
+        Args:
+            items: (n, D); scale: (K, D) factors of the input features, for dropout; None for 1.
+        """
+
+        def features(rows: Tensor) -> Tensor:
+            x = items[rows.clamp(min=0)]
+            return x if scale is None else x * scale.unsqueeze(1)
+
+        context = tokens(theta, features(seen.first), features(seen.second), seen.second < 0, seen.y)
+        known = encode(theta, context, seen.weight > 0)
+        s = scores(theta, linear(features(asked.first), theta, "features"), known)
+        alone = (asked.second < 0) | (asked.weight == 0)
+        if not alone.all():
+            s = s - torch.where(alone, 0.0, scores(theta, linear(features(asked.second), theta, "features"), known))
+        fit = torch.where(asked.rated, -0.5 * (asked.y - s) ** 2, F.logsigmoid(asked.y * s))
+        return -(fit * asked.weight).sum(-1) / asked.weight.sum(-1)
 
     def predictor(self, state: ServerState, pool: Pool) -> InContextPredictor:
         return InContextPredictor(state.theta, pool)
+
+
+def split(judged: Judged, order: Tensor, size: Tensor, counts: Tensor) -> tuple[Judged, Judged]:
+    """The first `size` (K,) judgements of each client in its `order` (K, n), and its others, both padded."""
+    left = size.unsqueeze(-1) + torch.arange(int((counts - size).max()))
+    seen = Judged(*(t.gather(1, order[:, : int(size.max())]) for t in judged))
+    asked = Judged(*(t.gather(1, order.gather(1, left.clamp(max=order.shape[1] - 1))) for t in judged))
+    mine = torch.arange(seen.y.shape[1]) < size.unsqueeze(-1)
+    there = left < counts.unsqueeze(-1)
+    return seen._replace(weight=seen.weight * mine), asked._replace(weight=asked.weight * there)
 
 
 # The transformer -----------------------------------------------------------------------------------------------------
@@ -246,8 +259,10 @@ class InContextPredictor:
     def predict(self, users: Encoded, index: Tensor) -> Tensor:
         """p(a > b) (users, n) of the pairs `index` (users, n)."""
         found = []
-        for part, rows in zip(zip(*(t.split(USERS_AT_ONCE) for t in users), strict=True), index.split(USERS_AT_ONCE), strict=True):
-            s = scores(self.theta, self.items[self.pool.pairs[rows].flatten(1)], Encoded(*part))
+        for start in range(0, len(index), USERS_AT_ONCE):
+            some = slice(start, start + USERS_AT_ONCE)
+            targets = self.items[self.pool.pairs[index[some]].flatten(1)]
+            s = scores(self.theta, targets, Encoded(*(t[some] for t in users)))
             found.append(torch.sigmoid(s[:, ::2] - s[:, 1::2]))
         return torch.cat(found)
 
