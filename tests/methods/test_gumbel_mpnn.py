@@ -77,8 +77,8 @@ def test_two_hops_by_hand() -> None:
     counts = torch.tensor([2, 4, 1, 1])
     log_w = torch.where(log_w.isnan(), none, log_w).double()
     w = two_hops(log_w, torch.ones(1, 4).double(), edges, counts, 1.0).exp()
-    # From 1 with 3/4: to 0 2/4, to 2 and 3 1/4 each; from 2 with 1/4: all to 1. Without 0: 4/16 to 1, 3/16 to 2 and 3.
-    torch.testing.assert_close(w, torch.tensor([[0, 4, 3, 3]]).double() / 10)
+    # From 1 with 3/4: to 0 2/4, to 2 and 3 1/4 each; from 2 with 1/4: all to 1. What comes back to 0, 3/8, stays put.
+    torch.testing.assert_close(w, torch.tensor([[0, 8 + 9, 6 + 3, 6]]).double() / 32)
     half = two_hops(log_w, torch.ones(1, 4).double(), edges, counts, 0.5).exp()
     torch.testing.assert_close(half, (w + torch.tensor([[0, 0.75, 0.25, 0]]).double()) / 2)
 

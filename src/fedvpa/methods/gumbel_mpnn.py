@@ -8,8 +8,8 @@ and the messages of two hops make a client's mixture prior. All else is `fedvpa-
 2. An edge is a relaxed Bernoulli variable (Gumbel-Softmax over keep and drop; Maddison et al. 2017, 1611.00712),
    e_jk = sigmoid((c (mean D - D_jk) / deviation of D + l_jk) / tau), where l_jk is logistic noise in training, else 0.
 3. The first hop has the weights of Eq. 8 times the edge, w1_ij ~ w_ij e_ij; the second goes on from there,
-   w2_ik ~ sum_j w1_ij a_jk with a_jk ~ n_k e_jk, without the client itself. The prior's weights are
-   (1 - s) w1 + s w2, with s = `method.second_hop`.
+   w2_ik = sum_j w1_ij a_jk with a_jk ~ n_k e_jk; what would come back to the client itself stays where it was after
+   the first hop. The prior's weights are (1 - s) w1 + s w2, with s = `method.second_hop`.
 """
 
 from __future__ import annotations
@@ -86,9 +86,8 @@ def two_hops(log_w: Tensor, first: Tensor, edges: Tensor, counts: Tensor, share:
     allowed = ~torch.isneginf(log_w)
     w1 = _normalised(log_w.exp() * first)
     onward = edges * counts.to(edges)
-    w2 = _normalised(w1 @ _normalised(onward.fill_diagonal_(0.0)) * allowed)
-    # A node without another neighbour sends nothing on: then the first hop is all there is.
-    w2 = torch.where(w2.sum(-1, keepdim=True) > 0, w2, w1)
+    w2 = w1 @ _normalised(onward.fill_diagonal_(0.0)) * allowed
+    w2 = w2 + (1 - w2.sum(-1, keepdim=True)) * w1
     return torch.where(allowed, ((1 - share) * w1 + share * w2).clamp(min=1e-12).log(), float("-inf"))
 
 
