@@ -54,8 +54,7 @@ def test_the_prior_has_more_weight_on_the_own_group_than_that_of_one_hop() -> No
     (_, two), (_, one) = (m.prior(0 * log_pi, IDS, None, download) for m in (ours, plain))
     for i in range(5):
         own = (IDS - i) % 2 == 0
-        assert two[i, own].exp().sum() > 0.65
-        assert two[i, own].exp().sum() > one[i, own].exp().sum() + 0.2
+        assert two[i, own].exp().sum() > one[i, own].exp().sum() + 0.3
 
 
 @pytest.mark.parametrize("components", [0, 3])
