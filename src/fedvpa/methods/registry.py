@@ -18,8 +18,8 @@ from fedvpa.methods.fedpdpo import FedPDPO
 from fedvpa.methods.fedvpa_gp import FedVPAGP
 from fedvpa.methods.fedvpa_laplace import FedVPALaplace
 from fedvpa.methods.fedvpl import FedVPL, FedVPLOrtho, FedVPLPrior
-from fedvpa.methods.item_factors import ItemFactors
 from fedvpa.methods.gumbel_mpnn import GumbelMPNN
+from fedvpa.methods.item_factors import ItemFactors
 from fedvpa.methods.local import Local
 from fedvpa.methods.lore import LoRe
 from fedvpa.methods.mrm import MRM
