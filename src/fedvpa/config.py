@@ -34,6 +34,9 @@ METHODS = (
     "fedbt",
     "fedbiscuit",
     "fedpdpo",
+    "gumbel-mpnn",
+    "pluralllm",
+    "votes-mean",
     "feddpo",
     "lore",
     "mrm",
@@ -47,6 +50,8 @@ METHODS = (
 )
 METHOD_GROUP = "fedvpa.methods"
 """Entry points under which an installed package brings methods of its own (docs/add-a-method.md)."""
+LAPLACE_METHODS = ("fedvpa-laplace", "votes-mean")
+"""Methods whose rounds and optimiser the section laplace says."""
 LORA_METHODS = ("fedbt", "fedbiscuit")
 """Methods that `backbone.train: lora` makes train the language model."""
 FAULTS = (
@@ -385,6 +390,12 @@ class MethodConfig(Section):
     ideal_points: int = Field(8, ge=1, description="pal: K, number of prototypes.")
     factors: int = Field(8, ge=1, description="item-factors: dimensions of items and people.")
     factor_ridge: float = Field(3.0, gt=0, description="item-factors: ridge of items' and people's factors.")
+    edge_sharpness: float = Field(
+        3.0, ge=0, description="gumbel-mpnn: how strongly edges depend on whether posteriors agree; 0: not at all."
+    )
+    attention_layers: int = Field(2, ge=1, description="pluralllm: layers of the transformer.")
+    attention_width: Literal[32, 64, 128, 256] = Field(32, description="pluralllm: width of its tokens, of 4 heads.")
+    second_hop: float = Field(0.5, ge=0, le=1, description="gumbel-mpnn: share of the second hop in the weights.")
 
     @field_validator("name")
     @classmethod
@@ -638,13 +649,13 @@ class ExperimentConfig(Section):
     def for_method(self, name: str) -> ExperimentConfig:
         """The configuration with which the method `name` is trained.
 
-        For `fedvpa-laplace` the section laplace has taken the place of what the section federation says about rounds
+        For `LAPLACE_METHODS` the section laplace has taken the place of what the section federation says about rounds
         and optimisers. For a method that trains the language model, the section lora, with its defaults filled in, has
         taken the place of what the section federation says about steps and optimisers, and clients train one after
         another. Calling it twice changes nothing more.
         """
         config = self.model_copy(update={"method": self.method.model_copy(update={"name": name})})
-        if name == "fedvpa-laplace":
+        if name in LAPLACE_METHODS:
             own: dict[str, Any] = {
                 "rounds": self.laplace.rounds,
                 "server_learning_rate": self.laplace.learning_rate,

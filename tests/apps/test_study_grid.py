@@ -160,8 +160,9 @@ def test_ten_studies_are_shipped_under_ten_names() -> None:
 def made_up(cell: StudyCell) -> list[Record]:
     """Rows as a cell leaves them, without training it."""
     method, leaking = cell.cell.method, cell.config.evaluation.protocol == "pair-leak"
-    latent = method not in ("fedbt", "fedbiscuit", "fedpdpo", "local", "oracle", "oracle-clients")
-    sizes = (None,) if leaking or not (latent or method in ("local", "fedpdpo")) else (0, 1, 2, 4, 8, 16)
+    plain = ("fedbt", "fedbiscuit", "fedpdpo", "pluralllm", "votes-mean", "local", "oracle", "oracle-clients")
+    latent = method not in plain
+    sizes = (None,) if leaking or not (latent or method in ("local", "fedpdpo", "pluralllm")) else (0, 1, 2, 4, 8, 16)
     rows = [
         {"method": method, "seed": cell.cell.seed, "population": population, "inference": how}
         | {"default": how in ("mixture", "none"), "context_size": size, "accuracy": 0.75}

@@ -19,6 +19,7 @@ from fedvpa.errors import UserError
 from fedvpa.evaluation.protocol import Panel, make_panel, score_predictions
 from fedvpa.federation import checkpoint, privacy, rounds
 from fedvpa.federation.rounds import TrainingState
+from fedvpa.network.node import REFUSED
 from fedvpa.network.nodes import ATTEMPTS
 from fedvpa.network.server_app import Server, connect
 from fedvpa.network.state import node_secret
@@ -480,7 +481,7 @@ def test_a_node_may_leave_and_come_back_more_often_than_a_silent_one_is_asked(tm
 def test_too_few_nodes_and_unsupported_methods_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"network.wait: 3 nodes with 6 users"):
         connected(experiment(network__min_nodes=4), tmp_path / "a")
-    for name in ("fedbiscuit", "fedpdpo", "lore", "local", "central-vpl", "oracle", "fedvpa-gp+labels"):
+    for name in (*REFUSED, "local", "oracle"):
         with pytest.raises(UserError, match=r"does not train over a network"):
             connected(experiment(name), tmp_path / "b")
 

@@ -208,11 +208,12 @@ def run_method(
 
 
 def calibrated(method: Method, training: TrainingState, prepared: Prepared) -> TrainingState:
-    """The state with the predictions of `fedvpa-laplace` calibrated on validation people, over all context sizes."""
+    """The state with the predictions of `fedvpa-laplace` (or `votes-mean`) calibrated on validation people, over all
+    context sizes."""
     if not isinstance(method, FedVPALaplace) or "validation" not in prepared.panels:
         return training
     theta = {**training.server.theta, **dict.fromkeys(CALIBRATION, torch.ones((), dtype=prepared.pool.items.dtype))}
-    predictor = method.predictor(replace(training.server, theta=theta), prepared.pool)
+    predictor = LaplacePredictor(replace(training.server, theta=theta), prepared.pool)
     answers = []
     for size in prepared.config.evaluation.context_sizes:
         how = choose_inference(predictor, predictor.inferences, prepared.choosing, size)
