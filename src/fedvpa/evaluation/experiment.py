@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedvpa.backbone.encode import Features
@@ -327,11 +328,11 @@ def choose_inference(
 
     def accuracies(how: str) -> Any:
         """(clients,) means over the panels."""
-        total = 0.0
+        each = []
         for panel in panels:
             users = predictor.infer(panel.context_for(predictor, size or 0), how, panel.groups)
-            total = total + score_predictions(panel, predictor.predict(users, panel.query)).scores.people
-        return total / len(panels)
+            each.append(score_predictions(panel, predictor.predict(users, panel.query)).scores.people)
+        return np.mean(each, axis=0)
 
     found = {how: accuracies(how) for how in inferences}
     best = max((how for how in inferences if how != "none"), key=lambda how: found[how].mean())

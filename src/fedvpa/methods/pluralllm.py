@@ -149,7 +149,9 @@ class PluralLLM(FedBT):
         fit = torch.where(asked.rated, -0.5 * (asked.y - s) ** 2, F.logsigmoid(asked.y * s))
         return -(fit * asked.weight).sum(-1) / asked.weight.sum(-1)
 
-    def predictor(self, state: ServerState, pool: Pool) -> InContextPredictor:
+    def predictor(  # type: ignore[override]  # people are inferred from judgements
+        self, state: ServerState, pool: Pool
+    ) -> InContextPredictor:
         return InContextPredictor(state.theta, pool)
 
 
