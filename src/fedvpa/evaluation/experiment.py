@@ -332,7 +332,7 @@ def choose_inference(
         for panel in panels:
             users = predictor.infer(panel.context_for(predictor, size or 0), how, panel.groups)
             each.append(score_predictions(panel, predictor.predict(users, panel.query)).scores.people)
-        return np.mean(each, axis=0)
+        return np.mean(np.stack([people for people in each if people is not None]), axis=0)
 
     found = {how: accuracies(how) for how in inferences}
     best = max((how for how in inferences if how != "none"), key=lambda how: found[how].mean())
