@@ -7,7 +7,8 @@ the same features; the two take turns). The machine alone: the same percentile o
 takes as long as those 64 cached answers, repeated while nothing else runs; a machine whose own pauses are longer than
 the target allows cannot show that the service meets it. One client: an ordinary blocking client (http.client) asks for
 one cached pair after the other, over one kept connection and over a new one each time, from a service on asyncio's own
-loop, which is what `pip install fedvpa[serve]` gives; a kept connection must not be slower than a new one. The services are processes of their own; the selector is
+loop, which is what `pip install fedvpa[serve]` gives; a kept connection must not be slower than a new one.
+The services are processes of their own; the selector is
 untrained, as speed does not depend on its weights. A request is one pair of HH-RLHF helpful-base, for one of two
 prototypes. A 429 is counted and sent again after the time that the service names; any other answer but 200 is an error.
 

@@ -54,7 +54,7 @@ def test_a_name_is_an_ipv4_address_where_it_has_one() -> None:
 @pytest.mark.parametrize("host", ["nowhere.invalid", "a..b", "256.0.0.1", "192.0.2.1"])
 def test_an_address_of_nobody(host: str) -> None:
     token = "a token of ours"
-    with pytest.raises(UserError, match="cannot listen at .*; choose another --port"):
+    with pytest.raises(UserError, match=r"cannot listen at .*; choose another --port"):
         listen(Settings(host, 0, token))
     with pytest.raises(UserError, match="cannot be used"):
         bound(host, 0)
