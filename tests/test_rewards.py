@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from fedvpa import Selector, UserError
 from fedvpa.apps.cli import main
+from fedvpa.latents import latent_of
 from fedvpa.preferences.schema import as_prompt
 from fedvpa.rewards import RewardFunction
-from fedvpa.user import latent_of
 from fedvpa.variational.inference import Particles
 from test_selector_api import EXAMPLES
 from tiny_model import TEMPLATE, save_llama

@@ -309,7 +309,7 @@ def evaluate(run: Run, overrides: Overrides = None, as_json: Json = None) -> Non
     from fedvpa.selector import Selector
 
     settings = using.evaluation_config(run, overrides or ())
-    results = using.evaluate(Selector.from_pretrained(run), settings, read_config(run))
+    results = using.evaluate(Selector.from_pretrained(run, cache=True), settings, read_config(run))
     _show(results, settings, None, as_json)
 
 
@@ -344,7 +344,7 @@ def personalize(
     from fedvpa.user import User
 
     before = None if user is None else User.load(user)
-    found = using.personalize(Selector.from_pretrained(run), examples, inference, before)
+    found = using.personalize(Selector.from_pretrained(run, cache=True), examples, inference, before)
     found.save(out)
     what = "pairs" if found.posterior is None else "judgements"
     Console(soft_wrap=True).print(f"{out}: inferred from {found.pairs} {what} ({found.inference})", highlight=False)
@@ -384,7 +384,7 @@ def ask(
     from fedvpa.selector import Selector
     from fedvpa.user import User
 
-    selector, asked = Selector.from_pretrained(run), read_questions(pool)
+    selector, asked = Selector.from_pretrained(run, cache=True), read_questions(pool)
     known = None if user is None else User.load(user)
     if as_json is not None or not sys.stdin.isatty():
         if out is not None:
@@ -425,7 +425,7 @@ def score(
     from fedvpa.user import User
 
     known = None if user is None else User.load(user)
-    text = using.score(Selector.from_pretrained(run), known, pairs)
+    text = using.score(Selector.from_pretrained(run, cache=True), known, pairs)
     if out is None:
         sys.stdout.write(text)
     else:

@@ -13,6 +13,7 @@ from fedvpa.apps.server.errors import ApiError, invalid
 from fedvpa.apps.server.fields import LARGEST
 from fedvpa.apps.server.schemas import Latent, UserRef
 from fedvpa.errors import UserError
+from fedvpa.latents import posterior_of
 from fedvpa.selector import Selector
 from fedvpa.user import MixturePosterior, User
 
@@ -152,5 +153,5 @@ class Users:
 
 def _usable(posterior: MixturePosterior) -> bool:
     """Whether predictions with a posterior that a caller has sent are numbers."""
-    variances = posterior.tensors(torch.float64).variances()
+    variances = posterior_of(posterior, torch.float64).variances()
     return bool(variances.isfinite().all()) and bool(variances.max() <= LARGEST)
