@@ -325,7 +325,8 @@ def _json(answer: httpx.Response) -> Any:
 def _error(answer: httpx.Response) -> ServiceError:
     try:
         error = answer.json()["error"]
-        return ServiceError(answer.status_code, error["message"], error["remedy"], error["field"])
+        remedy = error["remedy"] or ("correct it" if answer.status_code == 422 else None)
+        return ServiceError(answer.status_code, error["message"], remedy, error["field"])
     except (ValueError, KeyError, TypeError):
         return ServiceError(
             answer.status_code, f"HTTP {answer.status_code}", "check the address: is it `fedvpa serve`?"

@@ -9,6 +9,8 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from fedvpa.errors import UserError
 
 Rows = Any
@@ -49,7 +51,7 @@ def listed(value: Any, field: str, remedy: str) -> list[Any]:
     Raises:
         UserError: anything else.
     """
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+    if isinstance(value, (str, bytes, Mapping, BaseModel)) or not isinstance(value, Iterable):
         raise UserError(f"must be a list, not {kind(value)}", remedy, field=field)
     try:
         return list(value)

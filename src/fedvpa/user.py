@@ -175,7 +175,9 @@ class User(BaseModel):
         Raises:
             UserError: no such file, or not a user's.
         """
-        path = Path(path)
+        if not isinstance(path, (str, Path)):
+            raise UserError(f"is {type(path).__name__}, not a path", "give the path of a user's file", field="path")
+        path = Path(path).expanduser()
         try:
             return User.model_validate_json(path.read_bytes())
         except OSError as e:

@@ -89,4 +89,4 @@ def _placed(e: UserError, names: dict[str, str]) -> UserError:
             column, rest = column[:end], column[end:]
             break
     remedy = None if e.remedy is None else e.remedy.replace("remove the row", "leave it out")
-    return UserError(e.problem, remedy or "give a text", field=names.get(column, column) + rest)
+    return UserError(e.problem, remedy or "correct it", field=names.get(column, column) + rest)

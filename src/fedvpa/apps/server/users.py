@@ -9,6 +9,7 @@ import threading
 import torch
 from pydantic import ValidationError
 
+from fedvpa.apps.blends import parse_blend
 from fedvpa.apps.server.errors import ApiError, invalid
 from fedvpa.apps.server.fields import LARGEST
 from fedvpa.apps.server.schemas import Latent, UserRef
@@ -106,6 +107,21 @@ class Users:
             return self.prototype(ref.prototype, f"{field}.prototype")
         assert ref.blend is not None
         return self.blend({int(k): w for k, w in ref.blend.items()}, f"{field}.blend")
+
+    def named(self, name: str, field: str) -> User:
+        """The user of a name that a trainer sends: a stored user's id, a prototype's number, or a blend.
+
+        Raises:
+            ApiError: no such user or prototype.
+        """
+        if name.isdecimal() and len(name) < 5:
+            return self.prototype(int(name), field)
+        if ":" not in name or len(name) > 1000:
+            return self.stored.get(name, field)
+        try:
+            return self.blend(parse_blend(name, field), field)
+        except UserError as e:
+            raise invalid(field, e.problem, e.remedy) from None
 
     def prototype(self, number: int, field: str) -> User:
         """A prototype as a user."""
