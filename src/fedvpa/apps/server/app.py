@@ -272,7 +272,10 @@ def _add_rewards(app: FastAPI, service: Service) -> None:
         rows: dict[int, list[int]] = {}
         for i in given:
             rows.setdefault(id(who[i]), []).append(i)
-        works = [Reward(*(tuple(texts[i][k] for i in own) for k in (0, 1)), who[own[0]]) for own in rows.values()]
+        works = [
+            Reward(tuple(texts[i][0] for i in own), tuple(texts[i][1] for i in own), who[own[0]])
+            for own in rows.values()
+        ]
         for own, values in zip(rows.values(), await asyncio.gather(*map(service.ask, works)), strict=True):
             for i, value in zip(own, values, strict=True):
                 rewards[i] = value
