@@ -74,7 +74,7 @@ def test_a_missing_extra_is_an_import_error() -> None:
 def test_the_doctors_remedies_fit_the_installation(
     origin: str | None, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.metadata.Distribution, "read_text", lambda *_: origin)
+    monkeypatch.setattr(importlib.metadata.PathDistribution, "read_text", lambda *_: origin)
     assert f"pip install {doctor._source('serve')}" == remedy
 
 

@@ -38,7 +38,8 @@ def settings(experiment: Path) -> dict[str, Any]:
 
 def figures(run: fedvpa.Run) -> list[dict[str, Any]]:
     """The rows without what the clock decides."""
-    return json.loads(run.results.drop(columns="seconds_per_round").to_json(orient="records"))
+    rows = run.results.drop(columns="seconds_per_round").astype(object).to_dict("records")
+    return [{str(k): None if v != v else v for k, v in row.items()} for row in rows]
 
 
 def test_it_is_the_commands_result(experiment: Path, finished: Path, tmp_path: Path, monkeypatch: Any) -> None:
