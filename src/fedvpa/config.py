@@ -680,6 +680,21 @@ class ExperimentConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def find_config(path: str | Path) -> Path:
+    """A file as it was named; where there is none, the shipped one of that name: ``jsonl``, ``configs/jsonl.yaml``."""
+    path = Path(path)
+    name = path.name.removesuffix(".yaml")
+    named = not path.is_file() and path.parent in (Path(), Path("configs"), Path("studies"), Path("configs/studies"))
+    return shipped_configs().get(name, path) if named else path
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that come with the package, by name; in a checkout they are in ``configs/``."""
+    here = Path(__file__).parent
+    folder = next((f for f in (here / "configs", here.parents[1] / "configs") if f.is_dir()), here / "configs")
+    return {f.stem: f for f in sorted((*folder.glob("studies/*.yaml"), *folder.glob("*.yaml")))}
+
+
 def read_yaml(path: str | Path, what: str, remedy: str) -> Any:
     """What a YAML file holds.
 
@@ -689,9 +704,10 @@ def read_yaml(path: str | Path, what: str, remedy: str) -> Any:
     Raises:
         UserError: there is no such file, or it is not YAML (with the line).
     """
-    path = Path(path)
+    path = find_config(path)
     if not path.is_file():
-        raise UserError(f"no such {what}", remedy, file=path)
+        near = difflib.get_close_matches(path.stem, shipped_configs(), n=1)
+        raise UserError(f"no such {what}", f"did you mean {near[0]}?" if near else remedy, file=path)
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
@@ -711,6 +727,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     Raises:
         UserError: a missing or malformed file, an unknown key (with the nearest valid one) or a value out of range.
     """
+    path = find_config(path)
     tree = _for_table(path) if is_data(path) else read_sections(path)
     patch = read_overrides(overrides)
     data, new = tree.get("data") or {}, patch.get("data") or {}

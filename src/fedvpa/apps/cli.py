@@ -24,7 +24,7 @@ from rich.text import Text
 
 from fedvpa.apps.stopping import Interrupted
 from fedvpa.config import METHODS, PEOPLE_SOURCES, ExperimentConfig, describe_keys, load_config
-from fedvpa.errors import UserError
+from fedvpa.errors import MissingExtra, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -37,9 +37,14 @@ app = typer.Typer(
     epilog="Start with  [bold]fedvpa doctor[/bold]  and  [bold]fedvpa compare configs/synthetic.yaml[/bold]",
 )
 
-Config = Annotated[Path, typer.Argument(help="A YAML file, such as those in configs/.", metavar="CONFIG")]
+Config = Annotated[
+    Path, typer.Argument(help="A YAML file, or the name of one that is shipped (synthetic, jsonl).", metavar="CONFIG")
+]
 ConfigOrTable = Annotated[
-    Path, typer.Argument(help="A YAML file, such as those in configs/; or a table of preferences.", metavar="CONFIG")
+    Path,
+    typer.Argument(
+        help="A YAML file or the name of a shipped one (synthetic, jsonl); or a table of preferences.", metavar="CONFIG"
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Values that replace the file's, as key=value.", metavar="KEY=VALUE")
@@ -105,14 +110,9 @@ def _with_people(settings: ExperimentConfig) -> ExperimentConfig:
     """The configuration with what depends on the people's table decided; says which columns were taken for what."""
     if settings.data.name not in PEOPLE_SOURCES:
         return settings
-    from fedvpa.preferences.reading import read_people
-    from fedvpa.preferences.sources import with_queries
+    from fedvpa.preferences.sources import with_people
 
-    people = read_people(settings.data)
-    found = with_queries(settings, people)
-    lines = [] if settings.data.name == "jsonl" and found is settings else [people.columns, *people.notes]
-    if found is not settings:
-        lines.append(f"evaluation.queries={found.evaluation.queries}, since prompts cannot be held out")
+    found, lines = with_people(settings)
     for line in lines:
         _console().print(line, highlight=False, soft_wrap=True, markup=False)
     return found
@@ -140,6 +140,7 @@ def _write_json(path: Path, tree: Any) -> None:
     epilog=_examples(
         "fedvpa train configs/synthetic.yaml --out runs/first",
         "fedvpa train pairs.csv --out runs/mine",
+        "fedvpa train jsonl data.path=pairs.jsonl --out runs/pairs",
         "fedvpa train configs/hh-attributes-2.yaml method.name=fedvpl federation.rounds=50 --out runs/vpl",
         "fedvpa train configs/synthetic.yaml --out runs/first --resume",
     )
@@ -258,7 +259,9 @@ def demo(
     )
 )
 def study(
-    study: Annotated[Path, typer.Argument(help="A YAML file, such as those in configs/studies/.", metavar="STUDY")],
+    study: Annotated[
+        Path, typer.Argument(help="A YAML file, or the name of a shipped one (02-collapse).", metavar="STUDY")
+    ],
     overrides: Overrides = None,
     out: Out = None,
     cells: Annotated[
@@ -309,7 +312,7 @@ def evaluate(run: Run, overrides: Overrides = None, as_json: Json = None) -> Non
     from fedvpa.selector import Selector
 
     settings = using.evaluation_config(run, overrides or ())
-    results = using.evaluate(Selector.from_pretrained(run), settings, read_config(run))
+    results = using.evaluate(Selector.from_pretrained(run, cache=True), settings, read_config(run))
     _show(results, settings, None, as_json)
 
 
@@ -344,7 +347,7 @@ def personalize(
     from fedvpa.user import User
 
     before = None if user is None else User.load(user)
-    found = using.personalize(Selector.from_pretrained(run), examples, inference, before)
+    found = using.personalize(Selector.from_pretrained(run, cache=True), examples, inference, before)
     found.save(out)
     what = "pairs" if found.posterior is None else "judgements"
     Console(soft_wrap=True).print(f"{out}: inferred from {found.pairs} {what} ({found.inference})", highlight=False)
@@ -384,7 +387,7 @@ def ask(
     from fedvpa.selector import Selector
     from fedvpa.user import User
 
-    selector, asked = Selector.from_pretrained(run), read_questions(pool)
+    selector, asked = Selector.from_pretrained(run, cache=True), read_questions(pool)
     known = None if user is None else User.load(user)
     if as_json is not None or not sys.stdin.isatty():
         if out is not None:
@@ -425,7 +428,7 @@ def score(
     from fedvpa.user import User
 
     known = None if user is None else User.load(user)
-    text = using.score(Selector.from_pretrained(run), known, pairs)
+    text = using.score(Selector.from_pretrained(run, cache=True), known, pairs)
     if out is None:
         sys.stdout.write(text)
     else:
@@ -554,7 +557,7 @@ def align(
     out: Annotated[Path, typer.Option("--out", help="Folder of the policy.", show_default=False)],
     overrides: Overrides = None,
     config: Annotated[
-        Path | None, typer.Option("--config", help="A YAML file, such as configs/align-attributes.yaml.")
+        Path | None, typer.Option("--config", help="A YAML file, or the name of a shipped one (align-attributes).")
     ] = None,
     baseline: Annotated[
         Path | None, typer.Option(help="A run without a latent, whose policy comes into the same table.")
@@ -624,7 +627,7 @@ def _extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as e:
-        raise UserError(f"{e.name} is not installed", f'pip install "fedvpa[{name}]"') from None
+        raise MissingExtra(str(e.name), name) from None
 
 
 @app.command(

@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import fedvpa
-from fedvpa.config import load_config
+from fedvpa.config import find_config, load_config
 from fedvpa.errors import UserError
 from fedvpa.evaluation.result_files import write_bytes, write_text
 from fedvpa.network.node import check_method
@@ -78,7 +78,7 @@ def _experiment(config: Path | None, nodes: int) -> str:
 
     It writes a checkpoint after every round: a round lasts much longer here than a checkpoint takes to write.
     """
-    tree = {} if config is None else yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    tree = {} if config is None else yaml.safe_load(find_config(config).read_text(encoding="utf-8")) or {}
     tree["data"] = {k: v for k, v in (tree.get("data") or {}).items() if k == "pairs_per_client"} | {"name": "jsonl"}
     tree["method"] = {"prior_components": PRIOR_COMPONENTS} | (tree.get("method") or {})
     tree["network"] = {"min_nodes": nodes} | (tree.get("network") or {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -136,10 +137,17 @@ def _extras() -> Iterator[Finding]:
         own = [r for r in wanted if r.marker is not None and r.marker.evaluate({"extra": extra})]
         missing = [r.name for r in own if not _installed(r.name)]
         if missing:
-            remedy = f"pip install -e '.[{extra}]'"
+            remedy = f"pip install {_source(extra)}"
             yield Finding(f"extra {extra}", "note", f"missing: {', '.join(missing)}", remedy)
         else:
             yield Finding(f"extra {extra}", "ok", "installed")
+
+
+def _source(extra: str) -> str:
+    """What pip installs for an extra: the checkout that this is installed from, else the package."""
+    origin = importlib.metadata.distribution("fedvpa").read_text("direct_url.json")
+    editable = origin is not None and json.loads(origin).get("dir_info", {}).get("editable", False)
+    return f"-e '.[{extra}]'" if editable else f"'fedvpa[{extra}]'"
 
 
 def _installed(name: str) -> bool:

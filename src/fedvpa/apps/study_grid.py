@@ -11,7 +11,7 @@ from typing import Any
 
 from fedvpa.apps.cells import Cell, data_part
 from fedvpa.apps.comparing import parse_methods
-from fedvpa.config import ExperimentConfig, load_config, read_yaml
+from fedvpa.config import ExperimentConfig, find_config, load_config, read_yaml
 from fedvpa.errors import UserError
 from fedvpa.evaluation.study_schema import Run, Study
 
@@ -84,8 +84,9 @@ def _settings(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _beside(path: str, file: Path) -> Path:
-    """A path relative to the working directory or to the study's file."""
-    return Path(path) if Path(path).is_file() else file.parent / path
+    """A path relative to the working directory or to the study's file, or a shipped configuration."""
+    found = find_config(path)
+    return found if found.is_file() else file.parent / path
 
 
 def _tuned(study: Study, file: Path) -> dict[str, dict[str, Any]]:

@@ -36,6 +36,7 @@ from fedvpa.evaluation.results import RoundRecord
 from fedvpa.federation import checkpoint
 from fedvpa.federation.rounds import RoundReport, TrainingState
 from fedvpa.federation.rounds import train as run_rounds
+from fedvpa.preferences.schema import FederatedPreferences
 from fedvpa.preferences.sources import load_preferences
 from fedvpa.selector import FORMAT, Parameters, Selector, SelectorInfo
 
@@ -44,12 +45,17 @@ TrainerOf = Callable[[Prepared, Path], tuple[Trainer, Callable[[], tuple[str, ..
 
 
 def train(
-    config: ExperimentConfig, run: RunFolder, console: Console, trainer_of: TrainerOf | None = None
+    config: ExperimentConfig,
+    run: RunFolder,
+    console: Console,
+    trainer_of: TrainerOf | None = None,
+    data: FederatedPreferences | None = None,
 ) -> dict[str, Any]:
     """Trains, measures and reports; returns the results as ``results.json`` holds them.
 
     Args:
         trainer_of: what runs the rounds, made in the run folder; None: the rounds are run here.
+        data: of the configuration, where it has been read already.
 
     Raises:
         UserError: bad data, a missing model, a folder that cannot be written, or secret noise to be resumed.
@@ -59,7 +65,7 @@ def train(
         console.print(f"{run.path}: this run is finished; nothing to do", highlight=False, soft_wrap=True)
         return read_results(run.path / runs.RESULTS)
     check_resumable(config, run)
-    prepared, notes = load(config)
+    prepared, notes = load(config, data)
     with runs.opened(run, config, "train") as folder:
         trainer, said = (run_rounds, lambda: ()) if trainer_of is None else trainer_of(prepared, folder)
         with recorded(config, folder, console) as record:
@@ -84,9 +90,9 @@ def check_resumable(config: ExperimentConfig, run: RunFolder) -> None:
         raise UserError(problem, remedy, file=run.path, field="privacy.secret_noise")
 
 
-def load(config: ExperimentConfig) -> tuple[Prepared, tuple[str, ...]]:
-    """The data as tensors, and what there is to say about the encoding."""
-    data = load_preferences(config)
+def load(config: ExperimentConfig, data: FederatedPreferences | None = None) -> tuple[Prepared, tuple[str, ...]]:
+    """The data (read, where they are not given) as tensors, and what there is to say about the encoding."""
+    data = load_preferences(config) if data is None else data
     features = encode(config, data)
     return prepare(config, data, features), features.report.notes
 

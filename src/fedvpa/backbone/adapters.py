@@ -28,7 +28,7 @@ from fedvpa.backbone.pairs import PairTexts
 from fedvpa.backbone.store import Store
 from fedvpa.backbone.tokens import Text
 from fedvpa.config import BackboneConfig, ExperimentConfig, LoRAConfig
-from fedvpa.errors import UserError
+from fedvpa.errors import MissingExtra, UserError
 
 Adapter = Mapping[str, Tensor]
 """LoRA tensors by PEFT's names, ``layers.0.self_attn.q_proj.lora_A.weight`` (rank, in) and ``..lora_B.weight``."""
@@ -141,8 +141,7 @@ def _inject(base: nn.Module, lora: LoRAConfig) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        problem = "training the language model needs peft"
-        raise UserError(problem, "pip install 'fedvpa[align]'", field="method.name") from None
+        raise MissingExtra("peft (for training the language model)", "align") from None
     settings: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
     try:
         inject_adapter_in_model(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedvpa.config import read_yaml
+from fedvpa.config import find_config, read_yaml
 from fedvpa.errors import UserError
 from fedvpa.evaluation.results import METRICS
 
@@ -175,6 +175,7 @@ def load_study(path: Path) -> Study:
     Raises:
         UserError: a missing or malformed file, an unknown key, or a metric or a dimension that does not exist.
     """
+    path = find_config(path)
     tree = read_yaml(path, "study", "see the files in configs/studies/")
     try:
         study = Study.model_validate(tree)

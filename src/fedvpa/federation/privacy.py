@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from fedvpa.config import ExperimentConfig, PrivacyConfig
-from fedvpa.errors import UserError
+from fedvpa.errors import MissingExtra, UserError
 from fedvpa.federation.aggregate import Mean, weighted_change
 from fedvpa.federation.moments import Moments, Standardizer, client_moments, combine
 from fedvpa.methods.base import Judging, Method, Surveying, Upload
@@ -261,11 +261,10 @@ def _accounting() -> Any:
     """dp-accounting's module of Renyi DP, which is an extra.
 
     Raises:
-        UserError: it is not installed.
+        MissingExtra: it is not installed.
     """
     try:
         from dp_accounting.rdp import rdp_privacy_accountant
     except ImportError:
-        problem = "the privacy account needs dp-accounting"
-        raise UserError(problem, "pip install 'fedvpa[privacy]'", field="privacy") from None
+        raise MissingExtra("dp-accounting (for the privacy account)", "privacy") from None
     return rdp_privacy_accountant

@@ -48,6 +48,18 @@ def load_preferences(config: ExperimentConfig) -> FederatedPreferences:
     return chosen_first(found) if data.order == "chosen-first" else found
 
 
+def with_people(config: ExperimentConfig) -> tuple[ExperimentConfig, tuple[str, ...]]:
+    """The configuration with what depends on the people's table decided, and which columns were taken for what."""
+    if config.data.name not in PEOPLE_SOURCES:
+        return config, ()
+    people = read_people(config.data)
+    found = with_queries(config, people)
+    lines = [] if config.data.name == "jsonl" and found is config else [people.columns, *people.notes]
+    if found is not config:
+        lines.append(f"evaluation.queries={found.evaluation.queries}, since prompts cannot be held out")
+    return found, tuple(lines)
+
+
 def with_queries(config: ExperimentConfig, people: PeopleTable) -> ExperimentConfig:
     """The configuration with `evaluation.queries` decided: known-items, where it is not given and prompts cannot be
     held out, since people judged single items or all of them one prompt."""

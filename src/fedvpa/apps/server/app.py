@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from fastapi import FastAPI, Path, Query
@@ -236,15 +236,30 @@ def _add_rewards(app: FastAPI, service: Service) -> None:
                 raise from_user_error(e) from None
         return service.users.average
 
+    def each_user(labels: list[Any] | None, n: int) -> list[User]:
+        """The user that each row's label names: a stored one's id, a prototype's number, or a blend."""
+        if labels is None or len(labels) != n:
+            problem = "is missing" if labels is None else f"has {len(labels)} items, query has {n}"
+            raise invalid("labels", problem, "let the trainer send a label with each row, or leave users away")
+        found = {str(label): service.users.named(str(label), f"labels[{i}]") for i, label in enumerate(labels)}
+        return [found[str(label)] for label in labels]
+
     @app.post("/get_reward", response_model=schemas.RewardResponse, responses={**_ASKED, **_answers(404)})
     async def get_reward(
         request: schemas.RewardRequest,
         user: Annotated[str | None, Query(max_length=64, description="Id of a stored user.")] = None,
         prototype: Annotated[int | None, Query(ge=0, le=10_000, description="Number of a prototype.")] = None,
         blend: Annotated[str | None, Query(max_length=1000, description="Prototypes, as 0:0.3,1:0.7.")] = None,
+        users: Annotated[Literal["labels"] | None, Query(description="labels: they name each row's user.")] = None,
     ) -> Any:
-        """Rewards for OpenRLHF's `--remote_rm_url`. The user stands in the address, as its trainer sends none."""
-        who, n = whose(user, prototype, blend), len(request.query)
+        """Rewards for OpenRLHF's `--remote_rm_url`. The user stands in the address, or in the labels of the rows."""
+        n = len(request.query)
+        if users is None:
+            who = [whose(user, prototype, blend)] * n
+        elif user is None and prototype is None and blend is None:
+            who = each_user(request.labels, n)
+        else:
+            raise invalid("users", "give one of users, user, prototype and blend")
         service.check_rewards("query")
         service.check_items("query", n)
         if request.prompts is not None and len(request.prompts) != n:
@@ -254,9 +269,15 @@ def _add_rewards(app: FastAPI, service: Service) -> None:
         service.check_chars("query", texts)
         rewards = [EMPTY] * n
         given = [i for i, (_, response) in enumerate(texts) if response]
-        if given:
-            work = Reward(tuple(texts[i][0] for i in given), tuple(texts[i][1] for i in given), who)
-            for i, value in zip(given, await service.ask(work), strict=True):
+        rows: dict[int, list[int]] = {}
+        for i in given:
+            rows.setdefault(id(who[i]), []).append(i)
+        works = [
+            Reward(tuple(texts[i][0] for i in own), tuple(texts[i][1] for i in own), who[own[0]])
+            for own in rows.values()
+        ]
+        for own, values in zip(rows.values(), await asyncio.gather(*map(service.ask, works)), strict=True):
+            for i, value in zip(own, values, strict=True):
                 rewards[i] = value
         scores = [0.5 * (1 + math.tanh(r / 2)) for r in rewards]
         return JSONResponse({"rewards": rewards, "scores": scores, "extra_logs": {"preferred_to_average": scores}})
