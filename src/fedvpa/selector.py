@@ -41,7 +41,7 @@ from fedvpa.ranking import couples, mean_preferences, ranking
 from fedvpa.rewards import EMPTY, RewardFunction, log_odds
 from fedvpa.user import User, gaussian_posterior, latent_of
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, INFO = "model.safetensors", "model.json"
 _STATE = ("centroids", "spread", "shares")
 _REMEDY = "give the folder of a finished run of `fedvpa train`"
@@ -57,6 +57,7 @@ class SelectorInfo(BaseModel):
         backbone: identity of the features (`TextEncoder.identity`); others would be meaningless to this selector.
         default_inference: per context size the inference that validation users chose.
         rating_scale: mean and standard deviation of the training people's ratings; (0, 1) where nobody rated.
+        fingerprint: what the training's data (where the trainer had any) and features are known by.
         model_hash: sha256 of ``model.safetensors``; a user belongs to one model.
     """
 
@@ -72,6 +73,7 @@ class SelectorInfo(BaseModel):
     backbone: dict[str, Any]
     default_inference: dict[int, str]
     rating_scale: tuple[float, float] = NO_RATINGS
+    fingerprint: dict[str, str]
     model_hash: str = ""
 
 

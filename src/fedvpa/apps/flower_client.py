@@ -23,6 +23,7 @@ from typing import Any
 
 from flwr.app import Context
 
+from fedvpa.apps.fingerprints import shared_features
 from fedvpa.backbone.encode import Features
 from fedvpa.backbone.pairs import PairTexts
 from fedvpa.config import PEOPLE_SOURCES, ExperimentConfig, load_config
@@ -107,7 +108,8 @@ def _share(config: ExperimentConfig, share: int, shares: int, state: Path) -> No
     data, features, texts = _data_of(config)
     mine = range(share, len(data.clients["seen"]), shares)
     names = tuple(f"{i:08d}" for i in mine)
-    return Node(config, names, tuple(data.clients["seen"][i] for i in mine), data, features, state, texts)
+    mine_of = tuple(data.clients["seen"][i] for i in mine)
+    return Node(config, names, mine_of, data, features, state, texts, shared_features(config))
 
 
 def _data_of(config: ExperimentConfig) -> tuple[FederatedPreferences, Features, PairTexts | None]:
@@ -144,7 +146,8 @@ def _own(config: ExperimentConfig, given: Mapping[str, Any]) -> Node:
     data, features, texts = _data_of(config)
     clients = data.clients["seen"]
     names = tuple(pseudonym(c.client_id) for c in clients)
-    return Node(config, names, clients, data, features, Path(str(given["state-dir"])), texts)
+    state = Path(str(given["state-dir"]))
+    return Node(config, names, clients, data, features, state, texts, shared_features(config))
 
 
 client = client_app(open_node)

@@ -58,7 +58,7 @@ def forget(run: Path, user: str) -> Forgotten:
         UserError: no run there, it is being written to, or nobody of that name took part or is shown in it.
     """
     if not (run / runs.CONFIG).is_file() and is_state_folder(run):
-        gone = [p for name in (pseudonym(user), user) if is_pseudonym(name) and (p := forget_user(run, name))]
+        gone = [p for name in (pseudonym(user), user) if is_pseudonym(name) for p in forget_user(run, name)]
         if not gone:
             raise _unknown(run, user)
         return Forgotten(tuple(gone), (), AT_NODE)
@@ -108,9 +108,7 @@ def _forget_in_session(folder: Path, session: Session, client: int) -> list[Path
     left.save(folder)
     faults = Faults(folder)
     renamed = faults.rename(name, left.users[client])
-    private = sorted((folder / PRIVATE).glob(f"*/{name}"))
-    for path in private:
-        shutil.rmtree(path)
+    private = [path for node in sorted((folder / PRIVATE).glob("*")) for path in forget_user(node, name)]
     return [folder / SESSION, *([faults.path] if renamed else []), *private]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 import fedvpa
-from fedvpa.apps import runs
+from fedvpa.apps import fingerprints, runs
 from fedvpa.apps.events import Events
 from fedvpa.apps.progress import RoundProgress
 from fedvpa.apps.runs import RunFolder
@@ -36,6 +36,7 @@ from fedvpa.evaluation.results import RoundRecord
 from fedvpa.federation import checkpoint
 from fedvpa.federation.rounds import RoundReport, TrainingState
 from fedvpa.federation.rounds import train as run_rounds
+from fedvpa.preferences.schema import FederatedPreferences
 from fedvpa.preferences.sources import load_preferences
 from fedvpa.selector import FORMAT, Parameters, Selector, SelectorInfo
 
@@ -52,23 +53,29 @@ def train(
         trainer_of: what runs the rounds, made in the run folder; None: the rounds are run here.
 
     Raises:
-        UserError: bad data, a missing model, a folder that cannot be written, or secret noise to be resumed.
+        UserError: bad data, a missing model, a folder that cannot be written, secret noise to be resumed, or a run
+            to be resumed whose data or features were others.
         Interrupted: SIGINT or SIGTERM; a checkpoint is there.
     """
+    if not run.finished:
+        check_resumable(config, run)
+    data = load_preferences(config)
+    known = fingerprints.fingerprint(config, data)
+    if run.mode == "resume":
+        fingerprints.check_run(run.path, known)
     if run.finished:
         console.print(f"{run.path}: this run is finished; nothing to do", highlight=False, soft_wrap=True)
         return read_results(run.path / runs.RESULTS)
-    check_resumable(config, run)
-    prepared, notes = load(config)
-    with runs.opened(run, config, "train") as folder:
+    prepared, notes = load(config, data)
+    with runs.opened(run, config, "train", known) as folder:
         trainer, said = (run_rounds, lambda: ()) if trainer_of is None else trainer_of(prepared, folder)
-        with recorded(config, folder, console) as record:
+        with recorded(config, folder, console, known) as record:
             measured = run_method(prepared, config.method.name, record.state, record.on_round, record.seconds, trainer)
         if measured.training is None or not getattr(measured.method, "portable", True):
             text = f"{config.method.name} has no single selector to save; the results are all there is"
             console.print(text, highlight=False, soft_wrap=True)
         else:
-            selector_of(config, prepared, measured)._save_pretrained(folder)
+            selector_of(config, prepared, measured, known)._save_pretrained(folder)
         figures = {config.method.name: measured.figures} if measured.figures else {}
         results = runs.combine(
             config, prepared.data, (*notes, *said()), measured.rows, measured.scores, measured.switching, figures
@@ -84,9 +91,9 @@ def check_resumable(config: ExperimentConfig, run: RunFolder) -> None:
         raise UserError(problem, remedy, file=run.path, field="privacy.secret_noise")
 
 
-def load(config: ExperimentConfig) -> tuple[Prepared, tuple[str, ...]]:
-    """The data as tensors, and what there is to say about the encoding."""
-    data = load_preferences(config)
+def load(config: ExperimentConfig, data: FederatedPreferences | None = None) -> tuple[Prepared, tuple[str, ...]]:
+    """The data (read, where they are not given) as tensors, and what there is to say about the encoding."""
+    data = load_preferences(config) if data is None else data
     features = encode(config, data)
     return prepare(config, data, features), features.report.notes
 
@@ -107,10 +114,19 @@ class Recording:
 
 
 @contextlib.contextmanager
-def recorded(config: ExperimentConfig, folder: Path, console: Console) -> Iterator[Recording]:
-    """While open, rounds are written down in the run folder, and signals end the training after a round."""
+def recorded(
+    config: ExperimentConfig, folder: Path, console: Console, fingerprint: Mapping[str, str]
+) -> Iterator[Recording]:
+    """While open, rounds are written down in the run folder, and signals end the training after a round.
+
+    Args:
+        fingerprint: of the data and features; every checkpoint carries it.
+
+    Raises:
+        UserError: the checkpoint to go on from was made with others.
+    """
     name, total = config.method.name, config.federation.rounds
-    state, spent = _last_checkpoint(config, folder, console)
+    state, spent = _last_checkpoint(config, folder, console, fingerprint)
     log = _RoundLog(folder, config, 0 if state is None else state.server.round)
     remedy = f"go on with `--out {folder} --resume`"
     with StopSignals(remedy) as stop, RoundProgress(console, name, total, log.round) as progress, log:
@@ -123,7 +139,7 @@ def recorded(config: ExperimentConfig, folder: Path, console: Console) -> Iterat
             last = report.round == total
             if last or stop.received or report.round % config.output.checkpoint_every == 0:
                 log.sync()
-                extra = {"seconds": spent, "epsilon": plain(report.epsilon)}
+                extra = {"seconds": spent, "epsilon": plain(report.epsilon), "fingerprint": dict(fingerprint)}
                 checkpoint.save(folder / runs.CHECKPOINTS, now, extra)
             if last:
                 stop.final()
@@ -133,7 +149,7 @@ def recorded(config: ExperimentConfig, folder: Path, console: Console) -> Iterat
 
 
 def _last_checkpoint(
-    config: ExperimentConfig, folder: Path, console: Console
+    config: ExperimentConfig, folder: Path, console: Console, fingerprint: Mapping[str, str]
 ) -> tuple[TrainingState | None, list[float]]:
     """The state to go on from (None: the beginning), and the seconds of the rounds before it."""
 
@@ -144,6 +160,7 @@ def _last_checkpoint(
     if found is None:
         return None, []
     state, extra = found
+    fingerprints.check(extra["fingerprint"], fingerprint, folder)
     text = f"resuming after round {state.server.round} of {config.federation.rounds}"
     console.print(text, highlight=False, soft_wrap=True)
     return state, list(extra["seconds"])
@@ -207,8 +224,10 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, allow_nan=False) + "\n"
 
 
-def selector_of(config: ExperimentConfig, prepared: Prepared, measured: MethodRun) -> Selector:
-    """The selector that a trained method leaves behind."""
+def selector_of(
+    config: ExperimentConfig, prepared: Prepared, measured: MethodRun, fingerprint: Mapping[str, str]
+) -> Selector:
+    """The selector that a trained method leaves behind, with the fingerprint of what it was trained on."""
     assert measured.training is not None
     setup = prepared.setup(config)
     backbone = open_backbone(config.backbone, cache_dir(config), config.federation.device)
@@ -223,6 +242,7 @@ def selector_of(config: ExperimentConfig, prepared: Prepared, measured: MethodRu
         backbone=dict(backbone.identity),
         default_inference=default_inference(measured.rows),
         rating_scale=prepared.data.rating_scale,
+        fingerprint=dict(fingerprint),
     )
     return Selector(Parameters.of(measured.training.server, prepared.standardizer), info)
 

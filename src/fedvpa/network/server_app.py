@@ -53,6 +53,7 @@ def connect(
     users: int | None = None,
     groups: int = 0,
     say: Callable[[str], None] = print,
+    known_by: str = "",
 ) -> Server:
     """The server of a run, with the session of its folder or a new one (round 0). Waits until there are nodes enough.
 
@@ -64,6 +65,8 @@ def connect(
         users: the number of users without whom training does not begin; None: whoever the nodes hold.
         groups: the number of true groups where it is known (simulations).
         say: told what a person should know.
+        known_by: what the features here are known by (`apps.fingerprints.shared_features`); nodes with others are
+            left out.
 
     Raises:
         UserError: a method that does not train over a network, too few nodes or users within `network.wait`, or a
@@ -71,7 +74,7 @@ def connect(
     """
     check_method(config)
     limits, place = config.network, folder / FOLDER
-    nodes = Nodes(grid, config, Faults(place), say)
+    nodes = Nodes(grid, config, Faults(place), say, known_by)
     session = Session.load(place)
     training, end = new_name() if session is None else session.training, time.monotonic() + limits.wait
     say(f"waiting for {limits.min_nodes} nodes; each computes the features of its pairs, and keeps them")
@@ -260,6 +263,7 @@ class Server:
                     torch.tensor(mine),
                     download,
                     self.session.standardizer,
+                    self.nodes.known_by,
                 )
         return tasks
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from fedvpa.config import PEOPLE_SOURCES, DataConfig, ExperimentConfig
 from fedvpa.preferences import synthetic
 from fedvpa.preferences.clients import partition
+from fedvpa.preferences.hh_files import find_source
 from fedvpa.preferences.hh_rlhf import attributes_pool, objectives_pool, subsets_pool
 from fedvpa.preferences.jsonl import PreferenceRow
 from fedvpa.preferences.order import chosen_first
@@ -46,6 +48,19 @@ def load_preferences(config: ExperimentConfig) -> FederatedPreferences:
         pool = POOLS[data.name](data, config.seed)
         found = partition(pool, data, config.federation, config.seed, max(config.evaluation.context_sizes))
     return chosen_first(found) if data.order == "chosen-first" else found
+
+
+def source_files(data: DataConfig) -> list[Path]:
+    """The files on this machine that the data come from; none where they are generated, shipped or on the Hub."""
+    named: list[Path] = []
+    if data.name.startswith("hh-"):
+        found = find_source(data.path)
+        named = [found] if isinstance(found, Path) else []
+    elif data.path is not None:
+        named = [Path(data.path).expanduser()]
+    named += [Path(data.items).expanduser()] if data.items else []
+    parts = [sorted(place.rglob("*")) if place.is_dir() else [place] for place in named]
+    return [file for files in parts for file in files if file.is_file()]
 
 
 def with_queries(config: ExperimentConfig, people: PeopleTable) -> ExperimentConfig:
