@@ -106,11 +106,13 @@ def _with_people(settings: ExperimentConfig) -> ExperimentConfig:
     if settings.data.name not in PEOPLE_SOURCES:
         return settings
     from fedvpa.preferences.reading import read_people
+    from fedvpa.preferences.repeats import FOUND
     from fedvpa.preferences.sources import with_queries
 
     people = read_people(settings.data)
     found = with_queries(settings, people)
     lines = [] if settings.data.name == "jsonl" and found is settings else [people.columns, *people.notes]
+    lines += [f"{settings.data.path}: {n} {what}" for what in FOUND if (n := people.counts.get(what))]
     if found is not settings:
         lines.append(f"evaluation.queries={found.evaluation.queries}, since prompts cannot be held out")
     for line in lines:

@@ -26,7 +26,7 @@ from fedvpa.apps.server.settings import Settings
 from fedvpa.apps.server.users import Users
 from fedvpa.apps.server.work import Choose, Compare, Infer, Reward, Scorer, Work
 from fedvpa.errors import UserError
-from fedvpa.preferences.schema import Pair, Prompt
+from fedvpa.preferences.schema import Item, Pair, Prompt
 from fedvpa.ranking import couples, mean_preferences, ranking
 from fedvpa.rewards import EMPTY
 from fedvpa.selector import Selector
@@ -179,16 +179,16 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
         user = service.users.resolve(request.user)
         if request.pairs is not None:
             service.check_items("pairs", len(request.pairs))
-            pairs = Compare(tuple(Pair(prompt_of(p.prompt), p.a, p.b) for p in request.pairs), user)
+            pairs = Compare(tuple(p.pair for p in request.pairs), user)
             service.check_chars("pairs", pairs.texts)
             return JSONResponse({"p_a": await service.ask(pairs), "rewards": None, "model_hash": service.hash})
         if request.texts is not None:
-            field, texts = "texts", [(prompt_of(t.prompt), t.response) for t in request.texts]
+            field, texts = "texts", [t.item for t in request.texts]
         else:
             assert request.prompt is not None
             assert request.responses is not None
             prompt = prompt_of(request.prompt)
-            field, texts = "responses", [(prompt, r) for r in request.responses]
+            field, texts = "responses", [Item(prompt, r) for r in request.responses]
         service.check_rewards(field)
         service.check_items(field, len(texts))
         service.check_chars(field, texts)

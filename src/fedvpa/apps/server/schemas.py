@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedvpa.apps.server.fields import Bounded, PromptField, Strict, Text
+from fedvpa.apps.server.fields import Bounded, PromptField, Strict, Text, read
 from fedvpa.apps.server.judged import JudgementIn, QuestionIn
+from fedvpa.preferences.schema import Item, Pair
 
 
 class PairIn(Strict):
@@ -17,12 +18,22 @@ class PairIn(Strict):
     a: Text
     b: Text
 
+    @property
+    def pair(self) -> Pair:
+        prompt, (a, b) = read(self.prompt, {"a": self.a, "b": self.b})
+        return Pair(prompt, a, b)
+
 
 class TextIn(Strict):
     """One response to a prompt."""
 
     prompt: PromptField
     response: Text
+
+    @property
+    def item(self) -> Item:
+        prompt, (text,) = read(self.prompt, {"response": self.response})
+        return Item(prompt, text)
 
 
 class PosteriorIn(Strict):
