@@ -17,7 +17,7 @@ from fedvpa.apps.executor import Task, log_failures, run_tasks
 from fedvpa.apps.runs import RunFolder
 from fedvpa.config import ExperimentConfig, known_methods
 from fedvpa.errors import UserError
-from fedvpa.evaluation.experiment import encode
+from fedvpa.evaluation.encoding import readable
 from fedvpa.evaluation.result_files import read_results, write_text
 from fedvpa.preferences.sources import load_preferences
 
@@ -78,7 +78,10 @@ def compare(
     if run.finished and all(read_cell(cell.file(run.path / runs.CELLS)) for cell in cells):
         console.print(f"{run.path}: this run is finished; nothing to do", highlight=False, soft_wrap=True)
         return Outcome(read_results(run.path / runs.RESULTS), {})
-    notes = encode(config, data).report.notes
+    data, features = readable(config, data)
+    notes = features.report.notes
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
     with runs.opened(run, config, "compare", fingerprint) as folder:
         known = {c: f for c in cells if (f := read_cell(c.file(folder / runs.CELLS))) is not None}
         if known:

@@ -28,7 +28,7 @@ from fedvpa.backbone.encode import Features
 from fedvpa.backbone.pairs import PairTexts
 from fedvpa.config import PEOPLE_SOURCES, ExperimentConfig, load_config
 from fedvpa.errors import UserError
-from fedvpa.evaluation.encoding import encode, tokenize
+from fedvpa.evaluation.encoding import readable, tokenize
 from fedvpa.network.client_app import client_app
 from fedvpa.network.node import Node
 from fedvpa.network.session import FOLDER, PRIVATE
@@ -122,8 +122,8 @@ def _data_of(config: ExperimentConfig) -> tuple[FederatedPreferences, Features, 
 def _experiment_data(config_json: str) -> tuple[FederatedPreferences, Features, PairTexts | None]:
     """Once per process: a simulation's worker answers for many nodes."""
     config = ExperimentConfig.model_validate_json(config_json)
-    data = load_preferences(config)
-    return data, encode(config, data, progress=False), tokenize(config, data)
+    data, features = readable(config, load_preferences(config), progress=False)
+    return data, features, tokenize(config, data)
 
 
 def _own(config: ExperimentConfig, given: Mapping[str, Any]) -> Node:

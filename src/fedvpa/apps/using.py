@@ -10,7 +10,8 @@ from typing import Any
 from fedvpa.apps import runs
 from fedvpa.config import ExperimentConfig, load_config
 from fedvpa.errors import UserError
-from fedvpa.evaluation.experiment import MethodRun, Prepared, add_rows, encode
+from fedvpa.evaluation.encoding import readable
+from fedvpa.evaluation.experiment import MethodRun, Prepared, add_rows
 from fedvpa.evaluation.protocol import make_panel
 from fedvpa.evaluation.result_files import check_results, plain
 from fedvpa.federation.rounds import ClientData
@@ -56,7 +57,7 @@ def evaluate(selector: Selector, config: ExperimentConfig, own: ExperimentConfig
     data = load_preferences(config)
     assert selector.backbone is not None  # it is the one of the training, else this raises
     other = _other_people(selector, data, config, own)
-    features = encode(config, data)
+    data, features = readable(config, data)
     populations = {p: c for p, c in data.clients.items() if p != "validation"}
     if other:
         populations = {"unseen": tuple(c for clients in populations.values() for c in clients)}
