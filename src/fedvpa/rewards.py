@@ -23,11 +23,28 @@ from fedvpa.user import Latent
 from fedvpa.variational.inference import Particles
 from fedvpa.variational.laplace import Posterior
 
-EMPTY = -10.0
-"""Reward of an empty completion, in nats: the average response is all but certain to be preferred."""
+BOUND = 10.0
+"""Every reward that a trainer gets lies between -BOUND and BOUND (`bounded`)."""
+
+EMPTY = -BOUND
+"""Reward of an empty completion: no other one has less, so that saying nothing is never the better answer."""
 
 Scorer = Callable[[Sequence[Prompt], Sequence[str]], Tensor]
 """Rewards (n,) of n responses to n prompts."""
+
+
+def bounded(rewards: Tensor) -> Tensor:
+    """Log-odds between -`BOUND` and `BOUND`: BOUND tanh(r / BOUND), in double precision.
+
+    It keeps their order. Log-odds within +-3, where almost all responses of people lie, change by less than 3 %;
+    those of degenerate texts, far from all that the selector was trained on, no longer outweigh a whole batch.
+    """
+    return BOUND * torch.tanh(rewards.double() / BOUND)
+
+
+def probabilities(rewards: Tensor) -> Tensor:
+    """The probabilities to be preferred to the average response that bounded rewards stand for."""
+    return torch.sigmoid(BOUND * torch.atanh((rewards / BOUND).clamp(-1, 1)))
 
 
 def log_odds(predictor: Callable[[Pool], Predictor], x: Tensor, latent: Latent) -> Tensor:
@@ -69,18 +86,20 @@ def _apart(latent: Latent, dtype: torch.dtype) -> tuple[Tensor, Latent]:
 
 @dataclass(frozen=True)
 class RewardFunction:
-    """`Selector.rewards` in the signature of TRL's reward functions, for GRPOTrainer, RLOOTrainer and others.
+    """`Selector.rewards` (`bounded`) in the signature of TRL reward functions: for GRPOTrainer, RLOOTrainer and others.
 
     Prompts and completions are texts (then a prompt is one user turn) or messages. A completion's surrounding white
     space is ignored, as it is in preference data. Features of a completion are cached like all others.
 
     Attributes:
         score: rewards of responses.
-        empty_reward: reward of an empty completion, which has no features.
+        empty_reward: reward of an empty completion, which has no features; as all, before standardisation.
+        scale: mean and standard deviation that rewards are standardised by, see `Selector.reward_function`.
     """
 
     score: Scorer
     empty_reward: float = EMPTY
+    scale: tuple[float, float] = (0.0, 1.0)
 
     @property
     def __name__(self) -> str:
@@ -100,8 +119,9 @@ class RewardFunction:
         found = torch.full((len(responses),), float(self.empty_reward), dtype=torch.float64)
         if given:
             dialogues = [_prompt(prompts[i], i) for i in given]
-            found[given] = self.score(dialogues, [responses[i] for i in given]).double().cpu()
-        return found.tolist()
+            found[given] = bounded(self.score(dialogues, [responses[i] for i in given]).cpu())
+        mean, deviation = self.scale
+        return ((found - mean) / deviation).tolist()
 
 
 def _response(completion: Any, i: int) -> str:

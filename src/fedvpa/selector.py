@@ -58,6 +58,7 @@ class SelectorInfo(BaseModel):
         default_inference: per context size the inference that validation users chose.
         rating_scale: mean and standard deviation of the training people's ratings; (0, 1) where nobody rated.
         fingerprint: what the training's data (where the trainer had any) and features are known by.
+        reward_scale: mean and standard deviation of the training pairs' bounded rewards; None: not known.
         model_hash: sha256 of ``model.safetensors``; a user belongs to one model.
     """
 
@@ -74,6 +75,7 @@ class SelectorInfo(BaseModel):
     default_inference: dict[int, str]
     rating_scale: tuple[float, float] = NO_RATINGS
     fingerprint: dict[str, str]
+    reward_scale: tuple[float, float] | None = None
     model_hash: str = ""
 
 
@@ -285,14 +287,32 @@ class Selector(
         x = self.parameters.standardizer(self.backbone.encode_texts(prompts, responses)).to(self.dtype)
         return log_odds(self.predictor, x, latent_of(user, self.dtype))
 
-    def reward_function(self, user: User | None = None, empty_reward: float = EMPTY) -> RewardFunction:
+    def reward_function(
+        self, user: User | None = None, empty_reward: float = EMPTY, standardised: bool = False
+    ) -> RewardFunction:
         """A reward function for TRL's trainers (``reward_funcs=selector.reward_function(user)``), see `RewardFunction`.
 
+        Args:
+            standardised: rewards with mean 0 and variance 1 over the training pairs' responses, each for its own user.
+
         Raises:
-            UserError: as in `rewards`.
+            UserError: as in `rewards`; or the scale of the training rewards is not known.
         """
         user = self.known(user)
-        return RewardFunction(partial(self.rewards, user=user), empty_reward)
+        scale = self.reward_scale if standardised else (0.0, 1.0)
+        return RewardFunction(partial(self.rewards, user=user), empty_reward, scale)
+
+    @property
+    def reward_scale(self) -> tuple[float, float]:
+        """Mean and standard deviation of the training pairs' bounded rewards.
+
+        Raises:
+            UserError: not known: trained where the data were not, with privacy, or with choice logits.
+        """
+        if self.info.reward_scale is None:
+            problem = "the selector does not know its training rewards (a deployment's, or trained with privacy)"
+            raise UserError(problem, "leave it out, and let the trainer standardise", field="standardised")
+        return self.info.reward_scale
 
     @property
     def centres(self) -> Tensor:

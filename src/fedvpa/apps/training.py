@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 import fedvpa
@@ -22,7 +23,7 @@ from fedvpa.backbone.backbones import open_backbone
 from fedvpa.backbone.models import cache_dir
 from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
-from fedvpa.evaluation.encoding import encode
+from fedvpa.evaluation.encoding import readable
 from fedvpa.evaluation.experiment import (
     MethodRun,
     Prepared,
@@ -38,7 +39,12 @@ from fedvpa.federation.rounds import RoundReport, TrainingState
 from fedvpa.federation.rounds import train as run_rounds
 from fedvpa.preferences.schema import FederatedPreferences
 from fedvpa.preferences.sources import load_preferences
+from fedvpa.rewards import bounded, log_odds
 from fedvpa.selector import FORMAT, Parameters, Selector, SelectorInfo
+from fedvpa.user import latent_of
+
+RATED = 64
+"""Training users whose rewards give the selector's reward scale, at most."""
 
 TrainerOf = Callable[[Prepared, Path], tuple[Trainer, Callable[[], tuple[str, ...]]]]
 """Makes what runs the rounds, and what afterwards says the sentences that the report must show."""
@@ -67,6 +73,8 @@ def train(
         console.print(f"{run.path}: this run is finished; nothing to do", highlight=False, soft_wrap=True)
         return read_results(run.path / runs.RESULTS)
     prepared, notes = load(config, data)
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
     with runs.opened(run, config, "train", known) as folder:
         trainer, said = (run_rounds, lambda: ()) if trainer_of is None else trainer_of(prepared, folder)
         with recorded(config, folder, console, known) as record:
@@ -94,7 +102,7 @@ def check_resumable(config: ExperimentConfig, run: RunFolder) -> None:
 def load(config: ExperimentConfig, data: FederatedPreferences | None = None) -> tuple[Prepared, tuple[str, ...]]:
     """The data (read, where they are not given) as tensors, and what there is to say about the encoding."""
     data = load_preferences(config) if data is None else data
-    features = encode(config, data)
+    data, features = readable(config, data)
     return prepare(config, data, features), features.report.notes
 
 
@@ -244,7 +252,29 @@ def selector_of(
         rating_scale=prepared.data.rating_scale,
         fingerprint=dict(fingerprint),
     )
-    return Selector(Parameters.of(measured.training.server, prepared.standardizer), info)
+    selector = Selector(Parameters.of(measured.training.server, prepared.standardizer), info)
+    scale = reward_scale(selector, prepared)
+    return Selector(selector.parameters, info.model_copy(update={"reward_scale": scale}))
+
+
+def reward_scale(selector: Selector, prepared: Prepared) -> tuple[float, float] | None:
+    """Mean and standard deviation of bounded rewards of what seen users train on, each inferred from its own pairs.
+
+    Up to `RATED` users, the first in their order. None where there are no rewards (choice logits), or where privacy is
+    on: these are figures of single users' data that its account does not cover.
+    """
+    if selector.info.config.privacy.on or selector.info.config.backbone.choice_logits:
+        return None
+    found = []
+    for client in prepared.data.clients["seen"][:RATED]:
+        index = client.train.index
+        judged = [(prepared.data.pairs[i], y) for i, y in zip(index.tolist(), client.train.y.tolist(), strict=True)]
+        latent = latent_of(selector.infer_pairs(judged), selector.dtype)
+        items = prepared.pool.items[prepared.pool.pairs[index].flatten()].to(selector.dtype)
+        found.append(bounded(log_odds(selector.predictor, items, latent)))
+    rewards = torch.cat(found)
+    deviation = float(rewards.std(correction=0))
+    return (float(rewards.mean()), deviation) if deviation > 0 else None
 
 
 def default_inference(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
