@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 import fedvpa
 from fedvpa.apps.blends import parse_blend
 from fedvpa.apps.server import errors, openrlhf, page, schemas
+from fedvpa.apps.server.additions import additions_of
 from fedvpa.apps.server.batching import Batcher
 from fedvpa.apps.server.errors import ErrorBody, from_user_error, invalid
 from fedvpa.apps.server.fields import prompt_of
@@ -28,7 +28,7 @@ from fedvpa.apps.server.work import Choose, Compare, Infer, Reward, Scorer, Work
 from fedvpa.errors import UserError
 from fedvpa.preferences.schema import Item, Pair, Prompt
 from fedvpa.ranking import couples, mean_preferences, ranking
-from fedvpa.rewards import EMPTY
+from fedvpa.rewards import EMPTY, bounded, probabilities
 from fedvpa.selector import Selector
 from fedvpa.user import User
 
@@ -63,6 +63,7 @@ class Service:
         self.selector, self.settings, self.metrics = selector, settings, Metrics()
         self.scorer = Scorer(selector, settings.memory, settings.batch_chars, threads)
         self.users = Users(selector, settings.users)
+        self.additions = additions_of(settings.tokenizer)
         self.batcher = Batcher(
             self.scorer, self.scorer.cost, settings, warm=self.scorer.warm, watch=self.metrics.batched
         )
@@ -72,6 +73,8 @@ class Service:
         stores = self.scorer.stores
         self.metrics.gauge("feature_bytes", "Features kept in memory.", lambda: sum(s.size for s in stores))
         self.metrics.gauge("feature_hits", "Features found in memory, so far.", lambda: sum(s.hits for s in stores))
+        seen = selector.backbone.seen
+        self.metrics.gauge("texts_cut", "Texts of which not everything was read, so far.", lambda: seen["cut"])
         self.metrics.gauge("feature_misses", "Features computed, so far.", lambda: sum(s.misses for s in stores))
 
     async def ask(self, work: Work) -> Any:
@@ -242,6 +245,7 @@ def _add_rewards(app: FastAPI, service: Service) -> None:
         user: Annotated[str | None, Query(max_length=64, description="Id of a stored user.")] = None,
         prototype: Annotated[int | None, Query(ge=0, le=10_000, description="Number of a prototype.")] = None,
         blend: Annotated[str | None, Query(max_length=1000, description="Prototypes, as 0:0.3,1:0.7.")] = None,
+        standardised: Annotated[bool, Query(description="Mean 0 and variance 1 over the training pairs.")] = False,
     ) -> Any:
         """Rewards for OpenRLHF's `--remote_rm_url`. The user stands in the address, as its trainer sends none."""
         who, n = whose(user, prototype, blend), len(request.query)
@@ -250,16 +254,22 @@ def _add_rewards(app: FastAPI, service: Service) -> None:
         if request.prompts is not None and len(request.prompts) != n:
             raise invalid("prompts", f"has {len(request.prompts)} items, query has {n}")
         prompts: list[str | None] = [None] * n if request.prompts is None else [*request.prompts]
-        texts = [openrlhf.split(q, p, i) for i, (q, p) in enumerate(zip(request.query, prompts, strict=True))]
+        texts = [
+            openrlhf.split(q, p, i, service.additions)
+            for i, (q, p) in enumerate(zip(request.query, prompts, strict=True))
+        ]
         service.check_chars("query", texts)
-        rewards = [EMPTY] * n
+        try:
+            mean, deviation = service.selector.reward_scale if standardised else (0.0, 1.0)
+        except UserError as e:
+            raise from_user_error(e) from None
+        rewards = torch.full((n,), EMPTY, dtype=torch.float64)
         given = [i for i, (_, response) in enumerate(texts) if response]
         if given:
             work = Reward(tuple(texts[i][0] for i in given), tuple(texts[i][1] for i in given), who)
-            for i, value in zip(given, await service.ask(work), strict=True):
-                rewards[i] = value
-        scores = [0.5 * (1 + math.tanh(r / 2)) for r in rewards]
-        return JSONResponse({"rewards": rewards, "scores": scores, "extra_logs": {"preferred_to_average": scores}})
+            rewards[given] = bounded(torch.tensor(await service.ask(work)))
+        found, scores = ((rewards - mean) / deviation).tolist(), probabilities(rewards).tolist()
+        return JSONResponse({"rewards": found, "scores": scores, "extra_logs": {"preferred_to_average": scores}})
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:

@@ -196,7 +196,7 @@ class RankResponse(BaseModel):
 class RewardRequest(BaseModel):
     """What OpenRLHF sends; older versions send ``query`` only."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     query: Annotated[list[str], Field(min_length=1, description="Prompts with their responses, as rendered.")]
     prompts: list[str] | None = None
@@ -204,7 +204,8 @@ class RewardRequest(BaseModel):
 
 
 class RewardResponse(BaseModel):
-    """``rewards`` in nats; ``scores`` between 0 and 1: the probability to be preferred to the average response."""
+    """``rewards`` between -10 and 10 (10 tanh(log-odds / 10)), or standardised; ``scores`` between 0 and 1: the
+    probability to be preferred to the average response."""
 
     rewards: list[float]
     scores: list[float]

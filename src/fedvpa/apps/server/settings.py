@@ -27,6 +27,7 @@ class Settings:
         batch_wait: seconds that the first request of a batch waits for others.
         memory: bytes of features that are kept.
         users: that may be stored.
+        tokenizer: of the policies that are trained, a folder or Hub id; what its template adds is taken off.
         drain: seconds that requests under way may take when the service is asked to stop.
     """
 
@@ -46,6 +47,7 @@ class Settings:
     batch_wait: float = 0.004
     memory: int = 256 * MIB
     users: int = 10_000
+    tokenizer: str | None = None
     drain: float = 30.0
 
     def __post_init__(self) -> None:
