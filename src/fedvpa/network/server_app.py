@@ -21,6 +21,7 @@ from fedvpa.errors import UserError
 from fedvpa.evaluation.experiment import clusters_of
 from fedvpa.federation import declared, privacy
 from fedvpa.federation.aggregate import concatenate
+from fedvpa.federation.divergence import Divergence
 from fedvpa.federation.reception import without_outliers
 from fedvpa.federation.rounds import (
     Callback,
@@ -126,16 +127,18 @@ class Server:
             data: not used: the data is at the nodes.
 
         Raises:
-            UserError: a round has too few sound uploads, however often it is asked again, or privacy is on and the
-                method sends what the account does not cover.
+            UserError: a round has too few sound uploads, however often it is asked again, privacy is on and the
+                method sends what the account does not cover, or the training diverges.
         """
         privacy.check(method, config)
         state = replace(state or start(method, config, len(self.session.users)), private={})
+        divergence = Divergence(config)
         while state.server.round < config.federation.rounds:
             began = time.perf_counter()
             upload = self._round(method, state)
             down = method.download_bytes(method.broadcast(state.server))
             state = aggregate(method, config, state, upload)
+            divergence.check(state.server, mean_metrics(upload))
             if callback is not None:
                 seconds = time.perf_counter() - began
                 up = upload.bytes_per_client()
