@@ -28,7 +28,7 @@ server = ServerApp()
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     """Trains, or goes on with the unfinished run in the folder."""
-    settings, console = read_run_config(context.run_config), Console(stderr=True, force_terminal=False)
+    settings, console = read_run_config(context.run_config), Console(stderr=True, force_terminal=False, markup=False)
     config, out = settings.config, settings.out
     check_method(config)
     grid = patient(grid)

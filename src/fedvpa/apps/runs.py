@@ -25,7 +25,7 @@ import yaml
 
 import fedvpa
 from fedvpa.apps import fingerprints
-from fedvpa.config import ExperimentConfig, parse_config
+from fedvpa.config import ExperimentConfig, absolute_paths, parse_config
 from fedvpa.errors import UserError
 from fedvpa.evaluation.compare import PairScores, summarise
 from fedvpa.evaluation.result_files import read_results, write_results, write_text
@@ -107,7 +107,8 @@ def read_config(run: Path) -> ExperimentConfig:
 
 
 def _same_configuration(path: Path, config: ExperimentConfig) -> None:
-    old, new = (flat(c.model_dump(mode="json", exclude={"output", "network"})) for c in (read_config(path), config))
+    there, here = absolute_paths(read_config(path)), absolute_paths(config)
+    old, new = (flat(c.model_dump(mode="json", exclude={"output", "network"})) for c in (there, here))
     for key, value in new.items():
         if old[key] != value:
             problem = f"the run there has {old[key]!r}, this configuration {value!r}"
