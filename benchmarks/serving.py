@@ -5,7 +5,10 @@ percentile of the latency against 64 / throughput, which is the mean latency of 
 known; throughput against the same service with --batch 1, which answers one request at a time (a second process with
 the same features; the two take turns). The machine alone: the same percentile over mean of a piece of plain Python that
 takes as long as those 64 cached answers, repeated while nothing else runs; a machine whose own pauses are longer than
-the target allows cannot show that the service meets it. The services are processes of their own; the selector is
+the target allows cannot show that the service meets it. One client: an ordinary blocking client (http.client) asks for
+one cached pair after the other, over one kept connection and over a new one each time, from a service on asyncio's own
+loop, which is what `pip install fedvpa[serve]` gives; a kept connection must not be slower than a new one.
+The services are processes of their own; the selector is
 untrained, as speed does not depend on its weights. A request is one pair of HH-RLHF helpful-base, for one of two
 prototypes. A 429 is counted and sent again after the time that the service names; any other answer but 200 is an error.
 
@@ -17,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import http.client
 import json
 import re
 import statistics
@@ -42,7 +46,7 @@ from fedvpa.preferences.schema import Pair
 from rewards import CLUSTERS, make_selector
 
 CLIENTS = 64
-OFFLINE, BATCHING, TAIL = 0.9, 3.0, 1.5
+OFFLINE, BATCHING, TAIL, KEPT = 0.9, 3.0, 1.5, 1.2
 KNOWN = 64
 """Pairs of the cached phase."""
 ALONE = 20.0
@@ -125,10 +129,34 @@ async def crowd(port: int, requests: Sequence[bytes], clients: int) -> Load:
     return load
 
 
+def one_client(port: int, sent: Sequence[bytes], kept: bool) -> Load:
+    """One blocking client, one request after the other, over one connection or a new one for each."""
+    load, connection = Load(), http.client.HTTPConnection("127.0.0.1", port)
+    began = time.perf_counter()
+    for whole in sent:
+        body, start = whole.partition(b"\r\n\r\n")[2], time.perf_counter()
+        connection.request("POST", "/v1/score", body, {"content-type": "application/json"})
+        reply = connection.getresponse()
+        text = reply.read()
+        if not kept:
+            connection.close()
+        if reply.status == 200:
+            load.latencies.append(time.perf_counter() - start)
+        else:
+            load.errors.append(f"{reply.status} {text[:200]!r}")
+    load.seconds = time.perf_counter() - began
+    connection.close()
+    return load
+
+
+WITHOUT_UVLOOP = "import sys; sys.modules['uvloop'] = None; from fedvpa.apps.cli import main; sys.exit(main())"
+"""The command line on asyncio's own loop, also where uvloop is installed."""
+
+
 @contextlib.contextmanager
-def service(run: Path, *options: str) -> Iterator[int]:
+def service(run: Path, *options: str, program: Sequence[str] = ("-m", "fedvpa.apps.cli")) -> Iterator[int]:
     """A service as a process; gives its port."""
-    command = [sys.executable, "-m", "fedvpa.apps.cli", "serve", str(run), "--port", "0", "--timeout", "600", *options]
+    command = [sys.executable, *program, "serve", str(run), "--port", "0", "--timeout", "600", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
@@ -195,7 +223,12 @@ def measure(count: int, repeats: int, clients: int, models: Path) -> dict[str, A
                 else:
                     one_by_one += asyncio.run(crowd(single, again, clients))
             alone = machine(clients / cached.throughput)
+        with service(run, program=("-c", WITHOUT_UVLOOP)) as port:
+            few = [request(p, 0) for p in known]
+            asyncio.run(crowd(port, few, clients))
+            anew, kept = one_client(port, few, kept=False), one_client(port, few, kept=True)
     loads = {"uncached": uncached, "cached": cached, "cached, one at a time": one_by_one}
+    loads |= {"one client, new connections": anew, "one client, a kept connection": kept}
     errors = [e for load in loads.values() for e in load.errors]
     return {
         "clients": clients,
@@ -204,7 +237,10 @@ def measure(count: int, repeats: int, clients: int, models: Path) -> dict[str, A
         "loads": {k: summary(load) for k, load in loads.items()},
         "machine": alone,
         "errors": errors,
-        "targets": targets(uncached, cached, one_by_one, count / plain, len(errors), clients),
+        "targets": [
+            *targets(uncached, cached, one_by_one, count / plain, len(errors), clients),
+            at_most("serving: median on a kept connection against a new one", KEPT, slowdown(kept, anew)),
+        ],
         "environment": environment(),
     }
 
@@ -220,6 +256,11 @@ def targets(
         at_most("serving: p99 against clients / throughput, uncached", TAIL, uncached.tail(clients)),
         at_most("serving: p99 against clients / throughput, cached", TAIL, cached.tail(clients)),
     ]
+
+
+def slowdown(kept: Load, anew: Load) -> float:
+    """The median latency on a kept connection against that on new ones."""
+    return statistics.median(kept.latencies) / statistics.median(anew.latencies)
 
 
 def at_least(name: str, target: float, value: float) -> dict[str, Any]:

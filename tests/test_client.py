@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from fedvpa import Selector
-from fedvpa.client import Client, RemoteUser, ServiceError
+from fedvpa import Selector, User
+from fedvpa.client import Client, ServiceError
 from fedvpa.rewards import EMPTY
 from serving import Live, listening
 from test_rewards import two_steps
@@ -40,7 +40,7 @@ def selector(finished: Path) -> Selector:
 
 def test_an_inferred_user_scores_and_ranks(client: Client, selector: Selector) -> None:
     ada, known = client.infer_user(EXAMPLES), selector.infer_user(EXAMPLES)
-    assert isinstance(ada, RemoteUser)
+    assert isinstance(ada, User)
     assert ada.id is None
     assert ada.mean == pytest.approx(known.mean, abs=1e-5)
     assert ada.pairs == 6
@@ -54,7 +54,7 @@ def test_a_stored_user(client: Client) -> None:
     ada = client.infer_user(EXAMPLES, "refined", store=True)
     assert ada.id is not None
     assert client.stored_user(ada.id) == ada
-    inline = RemoteUser(ada.mean, ada.log_var, ada.pairs, ada.model_hash, ada.latent)
+    inline = ada.model_copy(update={"id": None})
     p = client.prefer(PROMPT, A, B, ada)
     assert client.prefer(PROMPT, A, B, ada.id) == p
     assert client.prefer(PROMPT, A, B, inline) == pytest.approx(p, abs=1e-6)

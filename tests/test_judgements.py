@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from fedvpa import Selector, User, UserError
+from fedvpa.latents import posterior_of, stack_users
 from fedvpa.methods.fedvpa_laplace import LaplacePredictor
 from fedvpa.preferences.schema import Pair, as_prompt
-from fedvpa.user import stack_users
 from fedvpa.variational import laplace
 
 PROMPT = "Question 50 of many?"
@@ -164,7 +164,7 @@ def test_rewards_are_log_odds_with_the_doubt_taken_off(selector: Selector) -> No
     predictor = selector.predictor(Pool.of_pairs(torch.stack([x, torch.zeros_like(x)], 1)))
     assert isinstance(predictor, LaplacePredictor)
     assert user.posterior is not None
-    q = user.posterior.tensors(selector.dtype)
+    q = posterior_of(user.posterior, selector.dtype)
     slope = torch.nn.functional.pad(predictor.slope[0] - predictor.slope[1], (0, 1))
     mean, variance = laplace.score_moments(
         q, slope.view(1, 1, -1), (predictor.offset[0] - predictor.offset[1]).view(1, 1)

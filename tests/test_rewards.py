@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,10 +18,10 @@ from hypothesis import strategies as st
 from fedvpa import Selector, UserError
 from fedvpa.apps.cli import main
 from fedvpa.config import load_config
+from fedvpa.latents import latent_of
 from fedvpa.preferences.schema import as_prompt
 from fedvpa.preferences.sources import load_preferences
 from fedvpa.rewards import RewardFunction, bounded, probabilities
-from fedvpa.user import latent_of
 from fedvpa.variational.inference import Particles
 from test_selector_api import EXAMPLES
 from tiny_model import TEMPLATE, save_llama
@@ -215,10 +219,103 @@ def test_a_completion_too_many_is_refused() -> None:
         RewardFunction(lengths)(["p"], ["a", "b"])
 
 
+# Whose reward --------------------------------------------------------------------------------------------------------
+
+
+def test_each_row_gets_its_own_users_reward(selector: Selector) -> None:
+    ada = selector.infer_user(EXAMPLES)
+    reward = selector.reward_function(users={"ada": ada, 3: 0, "blend": {0: 0.5, 1: 0.5}})
+    ids = ["ada", 3, 3.0, "3", "blend", "ada"]
+    found = reward(["How are you?"] * 6, [TEXTS[1]] * 5 + [" "], user_id=ids, trainer_state=None)
+    alone = [selector.reward_function(u)(["How are you?"], [TEXTS[1]])[0] for u in (ada, 0, {0: 0.5, 1: 0.5})]
+    assert found == pytest.approx([alone[0], alone[1], alone[1], alone[1], alone[2], -10.0], abs=1e-5)
+    assert len({round(r, 3) for r in alone}) == 3
+
+
+def test_a_table_of_everybodys_judgements(selector: Selector) -> None:
+    turned = [{**e, "chosen": e["rejected"], "rejected": e["chosen"]} for e in EXAMPLES]
+    table = pd.DataFrame([{**e, "judge": j} for j, rows in ((1.0, EXAMPLES), (2.0, turned)) for e in rows])
+    reward = selector.reward_function(users=table, column="judge")
+    found = reward(["How are you?"] * 2, [TEXTS[1]] * 2, judge=np.array([2, 1]))
+    for value, rows in zip(found, (turned, EXAMPLES), strict=True):
+        expected = selector.reward_function(selector.infer_user(rows))(["How are you?"], [TEXTS[1]])
+        assert value == pytest.approx(expected[0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"user_id": ["adda"]}, r"user_id\[0\]: no user 'adda' among the 1; did you mean 'ada'"),
+        ({"user_id": [None]}, r"user_id\[0\]: is None, not an id"),
+        ({"user_id": [float("nan")]}, r"user_id\[0\]: is float"),
+        ({"user_id": []}, "user_id: 0 for 1 completions"),
+        ({"user_id": "ada"}, "user_id: must be a list"),
+        ({}, "user_id: missing column"),
+        ({"user": ["ada"]}, "user_id: missing column"),
+    ],
+)
+def test_a_row_without_a_known_user_is_an_error(selector: Selector, columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as e:
+        selector.reward_function(users={"ada": 0})(["p"], ["x"], **columns)
+    assert e.value.remedy
+
+
+def test_a_column_of_users_is_not_ignored_in_silence(selector: Selector) -> None:
+    columns = {"user_id": ["ada", "bob"]}
+    with pytest.raises(UserError, match=r"user_id: .* is for the average user; give users="):
+        selector.reward_function()(["p"] * 2, ["x", "y"], **columns)
+    one = selector.reward_function(1)
+    with pytest.warns(UserWarning, match="user_id: the rows name their users, and all get the rewards of one"):
+        warned = one(["p"] * 2, ["x", "y"], **columns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert selector.reward_function(1, column=None)(["p"] * 2, ["x", "y"], **columns) == warned
+        selector.reward_function(column=None)(["p"] * 2, ["x", "y"], **columns)
+        selector.reward_function()(["p"], ["x"], user_id=None)  # what a trainer passes for a column that it dropped
+
+
+def test_two_functions_have_two_names(selector: Selector) -> None:
+    """A trainer logs under the name, and merges what has the same one."""
+    ada, bob = (selector.infer_user(EXAMPLES[:n]) for n in (2, 3))
+    users: list[Any] = [None, 0, 1, ada, bob, {0: 0.5, 1: 0.5}, {0: 0.4, 1: 0.6}]
+    names = [selector.reward_function(user).__name__ for user in users]
+    names += [selector.reward_function(users=table).__name__ for table in ({"a": 0}, {"a": 1}, {"b": 0})]
+    names.append(selector.reward_function(0, -5).__name__)
+    assert len(set(names)) == len(names) == 11
+    assert all(name.isidentifier() for name in names)
+    assert selector.reward_function(ada).__name__ == selector.reward_function(ada).__name__
+    assert selector.reward_function(ada, name="ada").__name__ == "ada"
+
+
+def test_a_trainer_logs_both_and_reads_the_column(selector: Selector, tmp_path: Path) -> None:
+    """GRPO hands the data set's columns to both functions and logs each under its own name."""
+    ids = ["ada", "bob", "ada", "bob"]
+    one = selector.reward_function(0, name="one")
+    each = selector.reward_function(users={"ada": 0, "bob": 1}, name="each")
+    seen: list[tuple[list[str], list[float], list[float]]] = []
+
+    class Watched(RewardFunction):
+        def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float]:
+            found = super().__call__(prompts, completions, **columns)
+            expected = []
+            for p, c, who in zip(prompts, completions, columns["user_id"], strict=True):
+                expected += selector.reward_function({"ada": 0, "bob": 1}[who])([p], [c])
+            seen.append((columns["user_id"], found, expected))
+            return found
+
+    watched = Watched(*(getattr(each, f.name) for f in fields(each)))
+    trainer, _ = two_steps("GRPO", [one, watched], tmp_path, user_id=ids)
+    logged = {k for entry in trainer.state.log_history for k in entry if k.startswith("rewards/")}
+    assert {"rewards/one/mean", "rewards/each/mean"} <= logged
+    assert {who for named, _, _ in seen for who in named} == {"ada", "bob"} or len(seen) == 2
+    for _, found, expected in seen:
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
 # In TRL's trainers ---------------------------------------------------------------------------------------------------
 
 
-def two_steps(kind: str, reward: Any, folder: Path) -> Any:
+def two_steps(kind: str, reward: Any, folder: Path, **columns: list[Any]) -> Any:
     """Two steps of a tiny random policy in one of TRL's trainers; the trainer, and whether its weights have moved."""
     import trl
     from datasets import Dataset
@@ -247,7 +344,7 @@ def two_steps(kind: str, reward: Any, folder: Path) -> Any:
         model=policy,
         args=getattr(trl, f"{kind}Config")(**options),
         reward_funcs=reward,
-        train_dataset=Dataset.from_list([{"prompt": p} for p in prompts]),
+        train_dataset=Dataset.from_dict({"prompt": prompts, **columns}),
         processing_class=AutoTokenizer.from_pretrained(saved),
     )
     trainer.train()

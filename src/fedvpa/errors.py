@@ -33,3 +33,15 @@ class UserError(Exception):
         head = [part for part in (place, field or "") if part]
         message = ": ".join([*head, problem])
         super().__init__(message if remedy is None else f"{message}; {remedy}")
+
+
+class MissingExtra(UserError, ImportError):
+    """An optional part of the package is used, and what it needs is not installed.
+
+    Args:
+        missing: the module that cannot be imported; extra: the extra that brings it.
+    """
+
+    def __init__(self, missing: str, extra: str) -> None:
+        super().__init__(f"{missing} is not installed", f'pip install "fedvpa[{extra}]"')
+        self.name = missing

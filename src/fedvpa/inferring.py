@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from fedvpa.errors import UserError
+from fedvpa.latents import as_user, judged_user, latent_of, posterior_of
 from fedvpa.methods.base import Context, Judged, Pool, padded_judgements
 from fedvpa.methods.fedvpa_gp import LatentPredictor
 from fedvpa.methods.fedvpa_laplace import LaplacePredictor, observations
 from fedvpa.preferences.examples import Example, Question, as_judgements, as_pairs
 from fedvpa.preferences.schema import CHOICE, Item, Pair
 from fedvpa.preferences.seeding import generator
-from fedvpa.user import User, as_user, judged_user, latent_of
+from fedvpa.user import User
 from fedvpa.variational import gaussian, laplace
 from fedvpa.variational.acquisition import SAMPLES, answers_under, best_questions
 from fedvpa.variational.gaussian import Gaussian
@@ -28,7 +29,7 @@ from fedvpa.variational.laplace import Posterior
 from fedvpa.variational.selector import score
 
 if TYPE_CHECKING:
-    from fedvpa.selector import Selector
+    from fedvpa.selector_core import SelectorCore
 
 
 class Ask(NamedTuple):
@@ -44,7 +45,7 @@ class Ask(NamedTuple):
     bits: float
 
 
-def infer(selector: Selector, examples: Sequence[Example], inference: str | None) -> User:
+def infer(selector: SelectorCore, examples: Sequence[Example], inference: str | None) -> User:
     """A user from judgements; see `Selector.infer_user`."""
     if not selector.judges:
         return infer_pairs(selector, as_pairs(examples), inference)
@@ -53,7 +54,7 @@ def infer(selector: Selector, examples: Sequence[Example], inference: str | None
     return judged_user(predictor.infer(judged, how), _count(judged), how, selector.info.model_hash)
 
 
-def infer_pairs(selector: Selector, examples: Sequence[tuple[Pair, int]], inference: str | None) -> User:
+def infer_pairs(selector: SelectorCore, examples: Sequence[tuple[Pair, int]], inference: str | None) -> User:
     """A user from pairs with labels; see `Selector.infer_pairs`."""
     if selector.judges:
         return infer(selector, [Example.choice(pair, y) for pair, y in examples], inference)
@@ -66,7 +67,7 @@ def infer_pairs(selector: Selector, examples: Sequence[tuple[Pair, int]], infere
     return as_user(found, posterior, n, how, selector.info.model_hash)
 
 
-def update(selector: Selector, user: User, examples: Sequence[Example]) -> User:
+def update(selector: SelectorCore, user: User, examples: Sequence[Example]) -> User:
     """The user after further judgements; see `Selector.update_user`."""
     user = selector.known(user)
     if user.posterior is None:
@@ -75,7 +76,7 @@ def update(selector: Selector, user: User, examples: Sequence[Example]) -> User:
     predictor, judged = _judged(selector, examples)
     seen = observations(predictor.slope, predictor.offset, judged)
     try:
-        q = laplace.update(user.posterior.tensors(selector.dtype), seen, predictor.likelihood)
+        q = laplace.update(posterior_of(user.posterior, selector.dtype), seen, predictor.likelihood)
     except torch.linalg.LinAlgError:  # only a posterior that nobody inferred is so far from regular
         problem = "its posterior cannot be updated: a precision is no matrix with an inverse"
         raise UserError(problem, "infer the user again, from all answers together", field="user") from None
@@ -83,7 +84,7 @@ def update(selector: Selector, user: User, examples: Sequence[Example]) -> User:
     return judged_user(q, user.pairs + _count(judged), how, selector.info.model_hash)
 
 
-def ask(selector: Selector, user: User | None, pool: Sequence[Question], n: int) -> list[Ask]:
+def ask(selector: SelectorCore, user: User | None, pool: Sequence[Question], n: int) -> list[Ask]:
     """The questions of a pool that tell most about a user; see `Selector.ask`."""
     if not pool:
         return []
@@ -103,7 +104,7 @@ def pair_answers(predictor: LatentPredictor | LaplacePredictor, user: User, rand
     return torch.sigmoid(score(predictor.theta, d, gaussian.sample(q, noise), predictor.base_logit))
 
 
-def _answers(selector: Selector, user: User, pool: Sequence[Question]) -> Tensor:
+def _answers(selector: SelectorCore, user: User, pool: Sequence[Question]) -> Tensor:
     """(samples, questions) probabilities of yes, or of the first response."""
     random = generator(selector.info.config.seed, "questions")
     if selector.judges:
@@ -135,12 +136,12 @@ def _judged_answers(
     return answers_under(q, observations(predictor.slope, predictor.offset, asked), predictor.likelihood, random)
 
 
-def _judged(selector: Selector, examples: Sequence[Example]) -> tuple[LaplacePredictor, Judged]:
+def _judged(selector: SelectorCore, examples: Sequence[Example]) -> tuple[LaplacePredictor, Judged]:
     items, own = as_judgements(examples, selector.info.rating_scale)
     return _predictor(selector, items), padded_judgements([own], selector.dtype)
 
 
-def _predictor(selector: Selector, items: Sequence[Item]) -> LaplacePredictor:
+def _predictor(selector: SelectorCore, items: Sequence[Item]) -> LaplacePredictor:
     """Over items that nobody compares."""
     if items:
         x = selector.backbone.encode_items(items, progress=len(items) > 100).x
@@ -152,7 +153,7 @@ def _predictor(selector: Selector, items: Sequence[Item]) -> LaplacePredictor:
     return predictor
 
 
-def _inference(selector: Selector, known: tuple[str, ...], pairs: int, wanted: str | None) -> str:
+def _inference(selector: SelectorCore, known: tuple[str, ...], pairs: int, wanted: str | None) -> str:
     how = selector.inference_for(pairs) if wanted is None else wanted
     if how not in known:
         raise UserError(f"unknown value {how!r}", f"choose from {', '.join(known)}", field="inference")

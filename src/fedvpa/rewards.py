@@ -9,7 +9,11 @@ processes), so a response is compared with one fixed *average response* instead 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import difflib
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +21,12 @@ import torch
 from torch import Tensor
 
 from fedvpa.errors import UserError
+from fedvpa.inputs import kind as kind_of
+from fedvpa.inputs import listed, name_of
+from fedvpa.latents import Latent
 from fedvpa.methods.base import Pool, Predictor
-from fedvpa.preferences.schema import Prompt, as_prompt
-from fedvpa.user import Latent
+from fedvpa.preferences.arguments import read_prompt
+from fedvpa.preferences.schema import Prompt
 from fedvpa.variational.inference import Particles
 from fedvpa.variational.laplace import Posterior
 
@@ -56,7 +63,7 @@ def log_odds(predictor: Callable[[Pool], Predictor], x: Tensor, latent: Latent) 
     Args:
         predictor: makes a predictor over a pool.
         x: (n, D) standardised features; the average response has the features 0.
-        latent: one user, from `user.latent_of`.
+        latent: one user, from `latents.latent_of`.
 
     Returns:
         (n,)
@@ -84,68 +91,117 @@ def _apart(latent: Latent, dtype: torch.dtype) -> tuple[Tensor, Latent]:
     return torch.ones(1, dtype=dtype), latent
 
 
+RowScorer = Callable[[Sequence[Prompt], Sequence[str], Sequence[str]], Tensor]
+"""As `Scorer`, with the name of each response's user."""
+
+
 @dataclass(frozen=True)
 class RewardFunction:
     """`Selector.rewards` (`bounded`) in the signature of TRL reward functions: for GRPOTrainer, RLOOTrainer and others.
 
     Prompts and completions are texts (then a prompt is one user turn) or messages. A completion's surrounding white
-    space is ignored, as it is in preference data. Features of a completion are cached like all others.
+    space is ignored, as it is in preference data.
 
     Attributes:
-        score: rewards of responses.
+        score: rewards of responses, for one user.
         empty_reward: reward of an empty completion, which has no features; as all, before standardisation.
+        name: under which trainers log it.
+        score_rows: rewards of responses, each for its own user; None: ``score`` is for all.
+        known: the names of the users that ``score_rows`` knows.
+        column: of the data set that names a row's user; None: no such column is looked at.
+        chosen: whether somebody has said for whom ``score`` is; it is for the average user otherwise.
         scale: mean and standard deviation that rewards are standardised by, see `Selector.reward_function`.
     """
 
     score: Scorer
     empty_reward: float = EMPTY
+    name: str = "selector"
+    score_rows: RowScorer | None = None
+    known: frozenset[str] = frozenset()
+    column: str | None = "user_id"
+    chosen: bool = False
     scale: tuple[float, float] = (0.0, 1.0)
 
     @property
     def __name__(self) -> str:
         """Under which trainers log it."""
-        return "selector"
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"RewardFunction({self.name})"
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-        """One reward per completion; other columns of the data set are ignored.
+        """One reward per completion; other columns of the data set than `column` are ignored.
 
         Raises:
-            UserError: a completion that is neither text nor one message of the assistant.
+            UserError: a completion that is neither text nor one message of the assistant; a row without a user, or of
+                an unknown one; or a column of users, where the function is for the average user.
         """
+        prompts, completions = (
+            listed(v, k, "give a list of texts") for k, v in (("prompts", prompts), ("completions", completions))
+        )
         if len(prompts) != len(completions):
-            raise UserError(f"{len(completions)} for {len(prompts)} prompts", field="completions")
+            problem = f"{len(completions)} for {len(prompts)} prompts"
+            raise UserError(problem, "give one completion to each prompt", field="completions")
         responses = [_response(completion, i) for i, completion in enumerate(completions)]
+        dialogues = [read_prompt(prompt, f"prompts[{i}]") for i, prompt in enumerate(prompts)]
+        score = self._scorer(columns, len(completions))
         given = [i for i, response in enumerate(responses) if response]
         found = torch.full((len(responses),), float(self.empty_reward), dtype=torch.float64)
         if given:
-            dialogues = [_prompt(prompts[i], i) for i in given]
-            found[given] = bounded(self.score(dialogues, [responses[i] for i in given]).cpu())
+            found[given] = bounded(score([dialogues[i] for i in given], [responses[i] for i in given], given).cpu())
         mean, deviation = self.scale
         return ((found - mean) / deviation).tolist()
 
+    def _scorer(self, columns: Mapping[str, Any], n: int) -> Callable[[list[Prompt], list[str], list[int]], Tensor]:
+        """What scores some of a batch's n rows, which are given by number."""
+        if self.score_rows is None:
+            self._check_column(columns)
+            return lambda prompts, responses, _: self.score(prompts, responses)
+        assert self.column is not None
+        if columns.get(self.column) is None:
+            remedy = "keep that column in the trainer's data set, or name another with column="
+            raise UserError("missing column; rewards are for each row's own user", remedy, field=self.column)
+        values = listed(columns[self.column], self.column, "give one id for each completion")
+        if len(values) != n:
+            raise UserError(f"{len(values)} for {n} completions", "give one id for each completion", field=self.column)
+        names = [name_of(value, f"{self.column}[{i}]") for i, value in enumerate(values)]
+        for i, name in enumerate(names):
+            if name not in self.known:
+                near = difflib.get_close_matches(name, self.known, n=1)
+                remedy = f"did you mean {near[0]!r}?" if near else "give such a user in users="
+                raise UserError(f"no user {name!r} among the {len(self.known)}", remedy, field=f"{self.column}[{i}]")
+        score_rows = self.score_rows
+        return lambda prompts, responses, rows: score_rows(prompts, responses, [names[i] for i in rows])
+
+    def _check_column(self, columns: Mapping[str, Any]) -> None:
+        """Says that rows name their users, where their rewards are one user's."""
+        if self.column is None or columns.get(self.column) is None:
+            return
+        remedy = "give users=, or column=None if one user is meant for all rows"
+        if not self.chosen:
+            problem = "the rows name their users, and this function is for the average user"
+            raise UserError(problem, remedy, field=self.column)
+        text = f"{self.column}: the rows name their users, and all get the rewards of one ({self.name}); {remedy}"
+        warnings.warn(text, stacklevel=3)
+
+
+def reward_name(kind: str, whose: str, content: Any) -> str:
+    """A reward function's name: whose rewards they are, and six digits of everything that they depend on.
+
+    Args:
+        kind: the first word; whose: as `inputs.whose`; content: as JSON has it.
+    """
+    digits = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    return f"{kind}_{whose}_{digits}"
+
 
 def _response(completion: Any, i: int) -> str:
-    """The text of a completion."""
+    """The text of a completion; it may be empty."""
     if isinstance(completion, str):
         return completion.strip()
     match completion:
         case [{"role": "assistant", "content": str(content)}]:
             return content.strip()
-    raise UserError("neither text nor one message of the assistant", "score text only", field=f"completions[{i}]")
-
-
-def _prompt(prompt: Any, i: int) -> Prompt:
-    """The dialogue before a completion."""
-    match prompt:
-        case str():
-            return as_prompt(prompt)
-        case [_, *_] if all(_is_message(m) for m in prompt):
-            return as_prompt(prompt)
-    raise UserError("neither text nor messages with role and content", "score text only", field=f"prompts[{i}]")
-
-
-def _is_message(message: Any) -> bool:
-    match message:
-        case {"role": str(), "content": str()}:
-            return True
-    return False
+    problem = f"neither text nor one message of the assistant, but {kind_of(completion)}"
+    raise UserError(problem, "score text only", field=f"completions[{i}]")

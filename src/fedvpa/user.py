@@ -1,26 +1,22 @@
-"""One inferred user: what `Selector.infer_user` returns, as a small JSON file."""
+"""One inferred user: what `Selector.infer_user` and `Client.infer_user` return, as a small JSON file.
+
+It needs nothing of torch, so that a client of the service does not either; `latents` makes tensors of it.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_validator, model_validator
 
 from fedvpa.errors import UserError
 from fedvpa.evaluation.result_files import write_text
-from fedvpa.variational.gaussian import Gaussian
-from fedvpa.variational.inference import Particles
-from fedvpa.variational.laplace import Posterior, moments
 
 POSTERIOR_VERSION = 1
-NEGLIGIBLE = 1e-4
-"""A component of smaller weight is left out of a user's file."""
 _REMEDY = "make it with `fedvpa personalize`"
 
 
@@ -59,32 +55,35 @@ class MixturePosterior(BaseModel):
             raise ValueError("a root of the posterior has no positive diagonal")
         return self
 
-    @staticmethod
-    def of(q: Posterior) -> MixturePosterior:
-        """One person's posterior (1, K, ...), without components of negligible weight."""
-        weights = q.log_weights[0].double().exp()
-        kept = weights >= NEGLIGIBLE
-        row, column = torch.tril_indices(*q.root.shape[-2:])
-        return MixturePosterior(
-            weights=(weights[kept] / weights[kept].sum()).tolist(),
-            means=q.means[0, kept].tolist(),
-            roots=q.root[0, kept][:, row, column].tolist(),
-        )
-
-    def tensors(self, dtype: torch.dtype) -> Posterior:
-        """The posterior (1, K, ...) of one person."""
-        means = torch.tensor([self.means], dtype=dtype)
-        dim = means.shape[-1]
-        root = torch.zeros(*means.shape, dim, dtype=dtype)
-        row, column = torch.tril_indices(dim, dim)
-        root[..., row, column] = torch.tensor([self.roots], dtype=dtype)
-        log_weights = torch.tensor([self.weights], dtype=dtype).log()
-        return Posterior(log_weights, means, root, torch.zeros_like(log_weights))
-
 
 def _check_distribution(weights: list[float]) -> None:
     if min(weights) < 0 or not math.isclose(sum(weights), 1, rel_tol=1e-3):
         raise ValueError("weights are no distribution")
+
+
+class Updates(Protocol):
+    """What a user can be updated by: a selector, or a client of a service."""
+
+    def update_user(self, user: Any, examples: Any) -> User: ...
+
+
+class Origin:
+    """Where a user came from. It is no part of the user: users are compared, copied and pickled without it."""
+
+    def __init__(self, knows: Updates | None = None) -> None:
+        self.knows = knows
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Origin)
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Origin:
+        return self
+
+    def __reduce__(self) -> tuple[type[Origin], tuple[()]]:
+        return Origin, ()
 
 
 class User(BaseModel):
@@ -99,6 +98,7 @@ class User(BaseModel):
             them it is the mean alone.
         posterior: of a model that takes judgements (`fedvpa-laplace`) the whole q(z | judgements): predictions are made
             with it, and further judgements update it.
+        id: of a user that a service stores, else None.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
@@ -111,6 +111,34 @@ class User(BaseModel):
     particles: list[list[float]] | None = None
     weights: list[float] | None = None
     posterior: MixturePosterior | None = None
+    id: str | None = None
+    _origin: Origin = PrivateAttr(default_factory=lambda: Origin())
+
+    def __repr__(self) -> str:
+        stored = "" if self.id is None else f", id {self.id!r}"
+        return f"User({self.pairs} judgements, {len(self.mean)} dimensions, model {self.model_hash[:12]}{stored})"
+
+    __str__ = __repr__
+
+    def of(self, origin: Updates) -> User:
+        """The same user, which knows the selector or client that `update` asks."""
+        user = self.model_copy()
+        user._origin = Origin(origin)
+        return user
+
+    def update(self, examples: Any) -> User:
+        """The user after further judgements; of a stored one, also where it is stored (`Selector.update_user`).
+
+        Args:
+            examples: the further ones only, as for `Selector.infer_user`.
+
+        Raises:
+            UserError: as `Selector.update_user`; or the user was read from a file, and knows no selector.
+        """
+        if self._origin.knows is None:
+            remedy = "call update_user(user, examples) of a selector or a client"
+            raise UserError("this user was copied or read from a file and knows no selector", remedy, field="user")
+        return self._origin.knows.update_user(self, examples)
 
     @model_validator(mode="after")
     def _same_sizes(self) -> User:
@@ -134,7 +162,11 @@ class User(BaseModel):
         Raises:
             UserError: the file cannot be written.
         """
-        return write_text(path, json.dumps(self.model_dump(exclude_none=True), indent=1) + "\n")
+        return write_text(path, json.dumps(self.latent(), indent=1) + "\n")
+
+    def latent(self) -> dict[str, Any]:
+        """All of the user but where it is stored, as JSON has it."""
+        return self.model_dump(exclude_none=True, exclude={"id"})
 
     @staticmethod
     def load(path: str | Path) -> User:
@@ -143,7 +175,9 @@ class User(BaseModel):
         Raises:
             UserError: no such file, or not a user's.
         """
-        path = Path(path)
+        if not isinstance(path, (str, Path)):
+            raise UserError(f"is {type(path).__name__}, not a path", "give the path of a user's file", field="path")
+        path = Path(path).expanduser()
         try:
             return User.model_validate_json(path.read_bytes())
         except OSError as e:
@@ -155,89 +189,8 @@ class User(BaseModel):
             raise UserError(message[0].lower() + message[1:], _REMEDY, file=path, field=field) from None
 
 
-def as_user(found: Any, posterior: Gaussian | None, pairs: int, inference: str, model_hash: str) -> User:
-    """A `User` from what a predictor inferred for one user.
+UserLike = User | int | Mapping[int, float] | None
+"""Whose preference counts: an inferred user, a prototype's number, a blend of prototypes, or (None) the average user.
 
-    Args:
-        found: particles (1, particles, d); anything for a model without a latent.
-        posterior: q(z | C) (1, d), or None for a model without a latent.
-    """
-    if posterior is None:
-        return User(mean=[], log_var=[], pairs=pairs, model_hash=model_hash, inference=inference)
-    return User(
-        mean=posterior.mean[0].tolist(),
-        log_var=posterior.log_var[0].tolist(),
-        pairs=pairs,
-        model_hash=model_hash,
-        inference=inference,
-        particles=found.z[0].tolist(),
-        weights=found.log_weights[0].exp().tolist(),
-    )
-
-
-def judged_user(q: Posterior, judgements: int, inference: str, model_hash: str) -> User:
-    """A `User` with the whole posterior (1, K, ...)."""
-    posterior = MixturePosterior.of(q)
-    one = moments(Posterior(*(t.double() for t in q)))
-    return User(
-        mean=one.mean[0].tolist(),
-        log_var=one.log_var[0].tolist(),
-        pairs=judgements,
-        model_hash=model_hash,
-        inference=inference,
-        posterior=posterior,
-    )
-
-
-def gaussian_posterior(mean: list[float], log_var: list[float]) -> MixturePosterior:
-    """N(mean, exp(log_var)) as a posterior of one component."""
-    roots = [
-        math.exp(-0.5 * log_var[row]) if row == column else 0.0 for row in range(len(mean)) for column in range(row + 1)
-    ]
-    return MixturePosterior(weights=[1.0], means=[mean], roots=[roots])
-
-
-Latent = Particles | Posterior | Tensor
-"""What a predictor predicts with: one or more users' particles or posteriors; (users, 0) for a model without z."""
-
-
-def latent_of(user: User, dtype: torch.dtype) -> Latent:
-    """A user's latent: its posterior (1, K), its particles (1, particles, d), or (1, 0) for a model without one."""
-    if user.posterior is not None:
-        return user.posterior.tensors(dtype)
-    if not user.mean:
-        return torch.zeros(1, 0, dtype=dtype)
-    if user.particles is None or user.weights is None:
-        return Particles.point(torch.tensor([user.mean], dtype=dtype))
-    z, weights = torch.tensor([user.particles], dtype=dtype), torch.tensor([user.weights], dtype=dtype)
-    return Particles(z, weights.log())
-
-
-def stack_users(users: Sequence[User], dtype: torch.dtype) -> Latent:
-    """Several users of one model, as `latent_of`; who has fewer particles or components gets some of weight 0."""
-    latents = [latent_of(user, dtype) for user in users]
-    mixtures = [q for q in latents if isinstance(q, Posterior)]
-    points = [p for p in latents if isinstance(p, Particles)]
-    if mixtures:
-        return Posterior(
-            _padded([q.log_weights for q in mixtures], -torch.inf),
-            _padded([q.means for q in mixtures], 0.0),
-            _padded_roots([q.root for q in mixtures]),
-            _padded([q.evidence for q in mixtures], 0.0),
-        )
-    if points:
-        return Particles(_padded([p.z for p in points], 0.0), _padded([p.log_weights for p in points], -torch.inf))
-    return torch.zeros(len(users), 0, dtype=dtype)
-
-
-def _padded(rows: Sequence[Tensor], value: float) -> Tensor:
-    """Rows (1, n, ...) of different n as one tensor."""
-    return torch.nn.utils.rnn.pad_sequence([row[0] for row in rows], batch_first=True, padding_value=value)
-
-
-def _padded_roots(rows: Sequence[Tensor]) -> Tensor:
-    """As `_padded`, with the identity in the padding: a root must have an inverse."""
-    found = _padded(rows, 0.0)
-    for i, row in enumerate(rows):
-        found[i, row.shape[1] :] = torch.eye(row.shape[-1], dtype=row.dtype)
-    return found
+A client also takes a stored user's id.
+"""

@@ -17,10 +17,11 @@ from fedvpa.alignment.config import LabelsConfig
 from fedvpa.alignment.language import Response
 from fedvpa.errors import UserError
 from fedvpa.evaluation.protocol import context_order
+from fedvpa.latents import latent_of
 from fedvpa.preferences.schema import Client, FederatedPreferences, Pair, Prompt
 from fedvpa.preferences.seeding import generator
 from fedvpa.selector import Selector
-from fedvpa.user import User, latent_of
+from fedvpa.user import User
 
 FEW = 0.05
 """Share of conflicting labels under which there is little to switch."""

@@ -33,6 +33,7 @@ from fedvpa.errors import UserError
 from fedvpa.evaluation.result_files import write_bytes
 from fedvpa.preferences.schema import Prompt, as_prompt
 from fedvpa.selector import Selector
+from fedvpa.selector_files import is_hub_name
 from fedvpa.user import User
 
 FORMAT = 1
@@ -247,7 +248,7 @@ def save_policy(
 
 def _folder(name: str | Path, revision: str | None) -> Path:
     path = Path(name).expanduser()
-    if path.exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") != 1:
+    if path.exists() or not is_hub_name(str(name)):
         return path
     patterns = [INFO, ADAPTER, ADAPTER_CONFIG, f"{SELECTOR}/*"]
     try:

@@ -56,9 +56,9 @@ def align(
     Raises:
         UserError: no such run, another alignment in the folder, too few prompts, a missing model.
     """
-    selectors = {POLICY: Selector.from_pretrained(run)}
+    selectors = {POLICY: Selector.from_pretrained(run, cache=True)}
     if baseline is not None:
-        selectors[BASELINE] = Selector.from_pretrained(baseline)
+        selectors[BASELINE] = Selector.from_pretrained(baseline, cache=True)
     if not selectors[POLICY].method.latent:
         problem = f"{selectors[POLICY].info.method} has no latent to switch"
         raise UserError(problem, "give a run of a method with one, and this one as --baseline", file=run)

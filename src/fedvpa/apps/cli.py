@@ -355,7 +355,7 @@ def evaluate(run: Run, overrides: Overrides = None, as_json: Json = None) -> Non
     from fedvpa.selector import Selector
 
     settings = using.evaluation_config(run, overrides or ())
-    results = using.evaluate(Selector.from_pretrained(run), settings, read_config(run))
+    results = using.evaluate(Selector.from_pretrained(run, cache=True), settings, read_config(run))
     _show(results, settings, None, as_json)
 
 
@@ -390,7 +390,7 @@ def personalize(
     from fedvpa.user import User
 
     before = None if user is None else User.load(user)
-    selector = Selector.from_pretrained(run)
+    selector = Selector.from_pretrained(run, cache=True)
     found = using.personalize(selector, examples, inference, before)
     _say_cut(selector)
     found.save(out)
@@ -432,7 +432,7 @@ def ask(
     from fedvpa.selector import Selector
     from fedvpa.user import User
 
-    selector, asked = Selector.from_pretrained(run), read_questions(pool)
+    selector, asked = Selector.from_pretrained(run, cache=True), read_questions(pool)
     known = None if user is None else User.load(user)
     if as_json is not None or not sys.stdin.isatty():
         if out is not None:
@@ -473,7 +473,7 @@ def score(
     from fedvpa.user import User
 
     known = None if user is None else User.load(user)
-    selector = Selector.from_pretrained(run)
+    selector = Selector.from_pretrained(run, cache=True)
     text = using.score(selector, known, pairs)
     _say_cut(selector)
     if out is None:

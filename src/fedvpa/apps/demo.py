@@ -123,6 +123,6 @@ def _people(scores: PairScores) -> Floats:
 
 def _flips(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
     prepared, _ = training.load(config)
-    selector = Selector.from_pretrained(folder)
+    selector = Selector.from_pretrained(folder, cache=True)
     predictor, how = selector.predictor(prepared.pool), selector.inference_for(SIZES[-1])
     return find_flips(predictor, prepared.panels["unseen"], prepared.data.pairs, SIZES[-1], how)

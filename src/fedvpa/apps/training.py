@@ -37,11 +37,11 @@ from fedvpa.evaluation.results import RoundRecord
 from fedvpa.federation import checkpoint
 from fedvpa.federation.rounds import RoundReport, TrainingState
 from fedvpa.federation.rounds import train as run_rounds
+from fedvpa.latents import latent_of
 from fedvpa.preferences.schema import FederatedPreferences
 from fedvpa.preferences.sources import load_preferences
 from fedvpa.rewards import bounded, log_odds
 from fedvpa.selector import FORMAT, Parameters, Selector, SelectorInfo
-from fedvpa.user import latent_of
 
 RATED = 64
 """Training users whose rewards give the selector's reward scale, at most."""

@@ -5,13 +5,19 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fedvpa.backbone.store import Entry
+from fedvpa.backbone.store import Entry, Store, store_file
 
 OVERHEAD = 256
 """Bytes of an entry besides its vector: the key, the objects, its place in the order."""
+
+
+LIMIT = 256 * 2**20
+"""Bytes of the vectors that an `Overlay` keeps."""
 
 
 class MemoryStore:
@@ -63,3 +69,33 @@ class MemoryStore:
         """Forgets everything."""
         with self._lock:
             self._entries.clear()
+
+
+class Overlay:
+    """Reads what a `Store` has, where there is one, and keeps new vectors in memory: the disk does not fill.
+
+    Args:
+        folder, identity, dim: as for `Store`.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], dim: int) -> None:
+        self._file = Store(folder, identity, dim) if store_file(folder, identity).is_file() else None
+        self._kept = MemoryStore(dim, LIMIT)
+
+    def get(self, keys: Sequence[bytes]) -> tuple[dict[bytes, Entry], int]:
+        """What is there of the keys, and the number of damaged rows."""
+        found, _ = self._kept.get(keys)
+        if self._file is None:
+            return found, 0
+        stored, damaged = self._file.get([key for key in keys if key not in found])
+        return {**found, **stored}, damaged
+
+    def put(self, entries: Mapping[bytes, Entry]) -> None:
+        """Keeps entries in memory."""
+        self._kept.put(entries)
+
+    def close(self) -> None:
+        """Closes the file, and forgets what is in memory."""
+        self._kept.close()
+        if self._file is not None:
+            self._file.close()

@@ -50,6 +50,11 @@ OpenStore = Callable[[Path, Mapping[str, Any], int], Vectors]
 """Opens what keeps vectors, from a folder, an identity and the vectors' length (`Store`'s arguments)."""
 
 
+def store_file(folder: Path, identity: Mapping[str, Any]) -> Path:
+    """The file of an identity's vectors in a folder."""
+    return folder / f"{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]}.sqlite"
+
+
 class Store:
     """Vectors of one identity.
 
@@ -65,7 +70,7 @@ class Store:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], dim: int) -> None:
         self.identity = json.dumps(identity, sort_keys=True)
-        self.path = folder / f"{hashlib.sha256(self.identity.encode()).hexdigest()[:24]}.sqlite"
+        self.path = store_file(folder, identity)
         self.dim = dim
         self._lock = threading.RLock()
         self._open()

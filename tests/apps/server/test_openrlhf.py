@@ -116,3 +116,28 @@ def test_the_token_stands_in_the_address_too(finished: Path) -> None:
         assert len(remote_rm_fn(url, ["Hi Fine."], ["Hi"], [None])["rewards"]) == 1
         with pytest.raises(requests.HTTPError, match="401"):
             remote_rm_fn(url.replace("s3cret", "wrong"), ["Hi Fine."], ["Hi"], [None])
+
+
+def test_labels_name_each_rows_user(live: Live) -> None:
+    """`?users=labels`: a stored user's id, a prototype's number or a blend; anything else is an error and no reward."""
+    example = {"prompt": "Hi", "chosen": "A long answer to it.", "rejected": "No"}
+    ada = live.http.post("/v1/users", json={"examples": [example] * 3, "store": True}).json()["id"]
+    labels, query = [ada, "1", 0, "0:0.5,1:0.5", ada], ["Hi Fine."] * 4 + ["Hi"]
+    url = f"{live.url}/get_reward"
+    found = remote_rm_fn(f"{url}?users=labels", query, ["Hi"] * 5, labels)["rewards"]
+    users = [f"user={ada}", "prototype=1", "prototype=0", "blend=0:0.5,1:0.5"]
+    alone = [remote_rm_fn(f"{url}?{user}", ["Hi Fine."], ["Hi"], [None])["rewards"][0] for user in users]
+    assert found == pytest.approx([*alone, EMPTY], abs=1e-5)
+    assert len({round(r, 4) for r in alone}) == 4
+    for wrong, field in (
+        (["nobody", "1"], "labels[0]"),
+        (["1"], "labels"),
+        (None, "labels"),
+        (["1", "7"], "labels[1]"),
+    ):
+        body = {"query": ["Hi Fine."] * 2, "prompts": ["Hi"] * 2, "labels": wrong}
+        answer = live.http.post("/get_reward?users=labels", json=body)
+        assert answer.status_code in (404, 422)
+        assert answer.json()["error"]["field"] == field
+    both = live.http.post("/get_reward?users=labels&prototype=1", json={"query": ["Hi Fine."], "prompts": ["Hi"]})
+    assert both.json()["error"]["field"] == "users"

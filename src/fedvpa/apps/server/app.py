@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from fastapi import FastAPI, Path, Query
@@ -239,6 +239,14 @@ def _add_rewards(app: FastAPI, service: Service) -> None:
                 raise from_user_error(e) from None
         return service.users.average
 
+    def each_user(labels: list[Any] | None, n: int) -> list[User]:
+        """The user that each row's label names: a stored one's id, a prototype's number, or a blend."""
+        if labels is None or len(labels) != n:
+            problem = "is missing" if labels is None else f"has {len(labels)} items, query has {n}"
+            raise invalid("labels", problem, "let the trainer send a label with each row, or leave users away")
+        found = {str(label): service.users.named(str(label), f"labels[{i}]") for i, label in enumerate(labels)}
+        return [found[str(label)] for label in labels]
+
     @app.post("/get_reward", response_model=schemas.RewardResponse, responses={**_ASKED, **_answers(404)})
     async def get_reward(
         request: schemas.RewardRequest,
@@ -246,9 +254,16 @@ def _add_rewards(app: FastAPI, service: Service) -> None:
         prototype: Annotated[int | None, Query(ge=0, le=10_000, description="Number of a prototype.")] = None,
         blend: Annotated[str | None, Query(max_length=1000, description="Prototypes, as 0:0.3,1:0.7.")] = None,
         standardised: Annotated[bool, Query(description="Mean 0 and variance 1 over the training pairs.")] = False,
+        users: Annotated[Literal["labels"] | None, Query(description="labels: they name each row's user.")] = None,
     ) -> Any:
-        """Rewards for OpenRLHF's `--remote_rm_url`. The user stands in the address, as its trainer sends none."""
-        who, n = whose(user, prototype, blend), len(request.query)
+        """Rewards for OpenRLHF's `--remote_rm_url`. The user stands in the address, or in the labels of the rows."""
+        n = len(request.query)
+        if users is None:
+            who = [whose(user, prototype, blend)] * n
+        elif user is None and prototype is None and blend is None:
+            who = each_user(request.labels, n)
+        else:
+            raise invalid("users", "give one of users, user, prototype and blend")
         service.check_rewards("query")
         service.check_items("query", n)
         if request.prompts is not None and len(request.prompts) != n:
@@ -265,9 +280,12 @@ def _add_rewards(app: FastAPI, service: Service) -> None:
             raise from_user_error(e) from None
         rewards = torch.full((n,), EMPTY, dtype=torch.float64)
         given = [i for i, (_, response) in enumerate(texts) if response]
-        if given:
-            work = Reward(tuple(texts[i][0] for i in given), tuple(texts[i][1] for i in given), who)
-            rewards[given] = bounded(torch.tensor(await service.ask(work)))
+        rows: dict[int, list[int]] = {}
+        for i in given:
+            rows.setdefault(id(who[i]), []).append(i)
+        works = [Reward(*(tuple(texts[i][k] for i in own) for k in (0, 1)), who[own[0]]) for own in rows.values()]
+        for own, values in zip(rows.values(), await asyncio.gather(*map(service.ask, works)), strict=True):
+            rewards[own] = bounded(torch.tensor(values))
         found, scores = ((rewards - mean) / deviation).tolist(), probabilities(rewards).tolist()
         return JSONResponse({"rewards": found, "scores": scores, "extra_logs": {"preferred_to_average": scores}})
 

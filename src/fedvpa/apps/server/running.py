@@ -15,6 +15,7 @@ import torch
 import uvicorn
 from rich.console import Console
 
+from fedvpa.apps.listening import tcp_socket
 from fedvpa.apps.server.app import Service, create_app
 from fedvpa.apps.server.protocol import guarded
 from fedvpa.apps.server.settings import Settings
@@ -86,11 +87,9 @@ def server_of(service: Service) -> Server:
 def listen(settings: Settings) -> socket.socket:
     """A listening socket."""
     try:
-        return socket.create_server(
-            (settings.host, settings.port),
-            family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
-            backlog=1024,
-        )
+        found = tcp_socket(settings.host, settings.port)
+        found.listen(1024)
+        return found
     except OSError as e:
         remedy = "choose another --port, or --host"
         raise UserError(f"cannot listen at {settings.host}:{settings.port} ({e.strerror or e})", remedy) from None

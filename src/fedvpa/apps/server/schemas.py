@@ -200,7 +200,7 @@ class RewardRequest(BaseModel):
 
     query: Annotated[list[str], Field(min_length=1, description="Prompts with their responses, as rendered.")]
     prompts: list[str] | None = None
-    labels: list[Any] | None = Field(None, description="Not used.")
+    labels: list[Any] | None = Field(None, description="Each row's user, where the address says users=labels.")
 
 
 class RewardResponse(BaseModel):

@@ -9,10 +9,12 @@ import threading
 import torch
 from pydantic import ValidationError
 
+from fedvpa.apps.blends import parse_blend
 from fedvpa.apps.server.errors import ApiError, invalid
 from fedvpa.apps.server.fields import LARGEST
 from fedvpa.apps.server.schemas import Latent, UserRef
 from fedvpa.errors import UserError
+from fedvpa.latents import posterior_of
 from fedvpa.selector import Selector
 from fedvpa.user import MixturePosterior, User
 
@@ -106,6 +108,21 @@ class Users:
         assert ref.blend is not None
         return self.blend({int(k): w for k, w in ref.blend.items()}, f"{field}.blend")
 
+    def named(self, name: str, field: str) -> User:
+        """The user of a name that a trainer sends: a stored user's id, a prototype's number, or a blend.
+
+        Raises:
+            ApiError: no such user or prototype.
+        """
+        if name.isdecimal() and len(name) < 5:
+            return self.prototype(int(name), field)
+        if ":" not in name or len(name) > 1000:
+            return self.stored.get(name, field)
+        try:
+            return self.blend(parse_blend(name, field), field)
+        except UserError as e:
+            raise invalid(field, e.problem, e.remedy) from None
+
     def prototype(self, number: int, field: str) -> User:
         """A prototype as a user."""
         if not 0 <= number < len(self.prototypes):
@@ -152,5 +169,5 @@ class Users:
 
 def _usable(posterior: MixturePosterior) -> bool:
     """Whether predictions with a posterior that a caller has sent are numbers."""
-    variances = posterior.tensors(torch.float64).variances()
+    variances = posterior_of(posterior, torch.float64).variances()
     return bool(variances.isfinite().all()) and bool(variances.max() <= LARGEST)

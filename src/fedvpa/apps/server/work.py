@@ -12,12 +12,13 @@ from torch import Tensor
 
 from fedvpa.backbone.extract import Item
 from fedvpa.backbone.memory import MemoryStore
+from fedvpa.latents import latent_of, stack_users
 from fedvpa.methods.base import Pool
 from fedvpa.preferences.examples import Example, Question
 from fedvpa.preferences.schema import Pair, Prompt
 from fedvpa.rewards import log_odds
 from fedvpa.selector import Selector
-from fedvpa.user import User, latent_of, stack_users
+from fedvpa.user import User
 
 CELLS = 2**16
 """Users times pairs of one product: a product asks every user about every pair, also about the others'."""

@@ -25,7 +25,7 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fedvpa.apps.listening import check_token, is_local
+from fedvpa.apps.listening import check_token, is_local, tcp_socket
 from fedvpa.apps.studio import page
 from fedvpa.apps.studio.world import World
 from fedvpa.errors import UserError
@@ -178,14 +178,10 @@ def bound(host: str, port: int) -> socket.socket:
         UserError: the port is taken, or the host is none of this machine's.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, socket.SOCK_STREAM)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
+        return tcp_socket(host, port)
     except OSError as e:
         remedy = "choose another --port (0: any free one) or --host"
         raise UserError(f"cannot be used ({e.strerror or e})", remedy, field=f"{host}:{port}") from None
-    return found
 
 
 def serve(

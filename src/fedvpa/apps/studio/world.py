@@ -69,7 +69,7 @@ class World:
         Raises:
             UserError: no such run or policy, one that has no latent or belongs to another run, or unreadable pairs.
         """
-        selector = Selector.from_pretrained(run)
+        selector = Selector.from_pretrained(run, cache=True)
         if not len(selector.centres):
             problem = f"{selector.info.method} has no latent, so there is no preference to switch"
             raise UserError(problem, "train fedvpa-laplace, fedvpa-gp or fedvpl", file=run, field="method.name")
