@@ -26,7 +26,7 @@ from fedvpa.inferring import Ask
 from fedvpa.inputs import Rows, is_one, kind, listed, name_of, number_of, rows_of, whose
 from fedvpa.preferences.arguments import read_items, read_pair, read_pairs, read_prompt
 from fedvpa.preferences.examples import examples_of, questions_of
-from fedvpa.ranking import ranking
+from fedvpa.ranking import ranking, tied
 from fedvpa.rewards import EMPTY, RewardFunction, reward_name
 from fedvpa.selector_card import card_of
 from fedvpa.selector_core import SelectorCore
@@ -186,7 +186,8 @@ class Selector(
         items = read_items([prompt] * len(given), given)
         if any(item.prompt != before for item in items):
             raise UserError("do not all answer this prompt", "give texts, or the last turns alone", field="responses")
-        scores = self.mean_preferences(before, [item.text for item in items], [known])[0]
+        texts = [item.text for item in items]
+        scores = tied(self.mean_preferences(before, texts, [known])[0], texts)
         return [(given[i], score) for i, score in ranking(scores)]
 
     def rewards(self, prompts: Any, responses: Sequence[str], user: UserLike = None) -> Tensor:

@@ -692,6 +692,7 @@ def serve(
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused with 429.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Requests merged into one batch; 1 merges none.")] = 64,
     memory: Annotated[int, typer.Option(min=1, help="MiB of features that are kept.")] = 256,
+    rollout: Annotated[int, typer.Option(min=1, help="Queries in one request of an OpenRLHF trainer.")] = 16_384,
     tokenizer: Annotated[
         str | None,
         typer.Option(help="Of the policy that an OpenRLHF trainer trains: what its template adds is taken off."),
@@ -702,7 +703,8 @@ def serve(
         from fedvpa.apps.server.running import serve as work
         from fedvpa.apps.server.settings import MIB, Settings
 
-    sizes = {"queue": queue, "batch_requests": batch, "memory": memory * MIB}
+    sizes = {"queue": queue, "batch_requests": batch, "memory": memory * MIB, "max_rollout": rollout}
+    sizes["max_rollout_bytes"] = max(2 * MIB, rollout * 8192)
     work(run, Settings(host, port, token, timeout=timeout, tokenizer=tokenizer, **sizes), _console())
 
 

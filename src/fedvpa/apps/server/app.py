@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
@@ -27,7 +27,7 @@ from fedvpa.apps.server.users import Users
 from fedvpa.apps.server.work import Choose, Compare, Infer, Reward, Scorer, Work
 from fedvpa.errors import UserError
 from fedvpa.preferences.schema import Item, Pair, Prompt
-from fedvpa.ranking import couples, mean_preferences, ranking
+from fedvpa.ranking import couples, mean_preferences, ranking, tied
 from fedvpa.rewards import EMPTY, bounded, probabilities
 from fedvpa.selector import Selector
 from fedvpa.user import User
@@ -108,6 +108,22 @@ class Service:
         """Raises `ApiError` (422) where a single response has no reward (`Selector.rewards`)."""
         if self.selector.info.config.backbone.choice_logits:
             raise invalid(field, "this selector compares two responses and has no reward for one", "use /v1/rank")
+
+
+def portions(rows: Sequence[int], texts: Sequence[tuple[Prompt, str]], limits: Settings) -> Iterator[list[int]]:
+    """Rows in portions of as many items and characters as other requests may have, or a single row."""
+    part: list[int] = []
+    chars = 0
+    for i in rows:
+        prompt, response = texts[i]
+        more = len(response) + sum(len(m.content) for m in prompt)
+        if part and (len(part) == limits.max_items or chars + more > limits.max_chars):
+            yield part
+            part, chars = [], 0
+        part.append(i)
+        chars += more
+    if part:
+        yield part
 
 
 def create_app(service: Service) -> FastAPI:
@@ -208,7 +224,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
         service.check_chars("responses", ((prompt, r) for r in request.responses))
         pairs = tuple(Pair(prompt, request.responses[i], request.responses[j]) for i, j in couples(n))
         p = torch.tensor(await service.ask(Compare(pairs, user)) if pairs else [], dtype=torch.float64)
-        ranked = [{"index": i, "score": s} for i, s in ranking(mean_preferences(n, p))]
+        ranked = [{"index": i, "score": s} for i, s in ranking(tied(mean_preferences(n, p), request.responses))]
         return JSONResponse({"ranking": ranked, "model_hash": service.hash})
 
 
@@ -247,6 +263,7 @@ def _add_rewards(app: FastAPI, service: Service) -> None:
         found = {str(label): service.users.named(str(label), f"labels[{i}]") for i, label in enumerate(labels)}
         return [found[str(label)] for label in labels]
 
+    @app.post("/get_reward/", include_in_schema=False)
     @app.post("/get_reward", response_model=schemas.RewardResponse, responses={**_ASKED, **_answers(404)})
     async def get_reward(
         request: schemas.RewardRequest,
@@ -265,7 +282,7 @@ def _add_rewards(app: FastAPI, service: Service) -> None:
         else:
             raise invalid("users", "give one of users, user, prototype and blend")
         service.check_rewards("query")
-        service.check_items("query", n)
+        service.check_items("query", n, service.settings.max_rollout)
         if request.prompts is not None and len(request.prompts) != n:
             raise invalid("prompts", f"has {len(request.prompts)} items, query has {n}")
         prompts: list[str | None] = [None] * n if request.prompts is None else [*request.prompts]
@@ -273,7 +290,6 @@ def _add_rewards(app: FastAPI, service: Service) -> None:
             openrlhf.split(q, p, i, service.additions)
             for i, (q, p) in enumerate(zip(request.query, prompts, strict=True))
         ]
-        service.check_chars("query", texts)
         try:
             mean, deviation = service.selector.reward_scale if standardised else (0.0, 1.0)
         except UserError as e:
@@ -283,9 +299,9 @@ def _add_rewards(app: FastAPI, service: Service) -> None:
         rows: dict[int, list[int]] = {}
         for i in given:
             rows.setdefault(id(who[i]), []).append(i)
-        works = [Reward(*(tuple(texts[i][k] for i in own) for k in (0, 1)), who[own[0]]) for own in rows.values()]
-        for own, values in zip(rows.values(), await asyncio.gather(*map(service.ask, works)), strict=True):
-            rewards[own] = bounded(torch.tensor(values))
+        for own in (part for all_rows in rows.values() for part in portions(all_rows, texts, service.settings)):
+            work = Reward(*(tuple(texts[i][k] for i in own) for k in (0, 1)), who[own[0]])
+            rewards[own] = bounded(torch.tensor(await service.ask(work)))
         found, scores = ((rewards - mean) / deviation).tolist(), probabilities(rewards).tolist()
         return JSONResponse({"rewards": found, "scores": scores, "extra_logs": {"preferred_to_average": scores}})
 
@@ -306,6 +322,8 @@ def _add_operations(app: FastAPI, service: Service) -> None:
                 "max_items": s.max_items,
                 "max_responses": s.max_responses,
                 "max_chars": s.max_chars,
+                "max_rollout": s.max_rollout,
+                "max_rollout_bytes": s.max_rollout_bytes,
                 "max_bytes": s.max_bytes,
             }
         )

@@ -224,6 +224,8 @@ class ModelResponse(BaseModel):
     max_responses: int
     max_chars: int
     max_bytes: int
+    max_rollout: int
+    max_rollout_bytes: int
 
 
 class Health(BaseModel):
