@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from fedvpa import Selector
 from fedvpa.client import Client, ServiceError, is_loopback
@@ -57,21 +58,14 @@ def test_a_client_splits_by_the_limits_that_the_service_states(live: Live, finis
 
 def test_equal_responses_tie_and_keep_their_order(live: Live, finished: Path) -> None:
     texts = ["Fine.", "No.", "Fine.", "No way, my friend.", "Fine."]
-    for ranked in (
-        [text for text, _ in Selector.from_pretrained(finished).rank("Hi", texts)],
-        [
-            texts[r["index"]]
-            for r in live.http.post("/v1/rank", json={"prompt": "Hi", "responses": texts}).json()["ranking"]
-        ],
-    ):
+    found = live.http.post("/v1/rank", json={"prompt": "Hi", "responses": texts}).json()["ranking"]
+    local = [text for text, _ in Selector.from_pretrained(finished).rank("Hi", texts)]
+    for ranked in (local, [texts[r["index"]] for r in found]):
         at = [i for i, text in enumerate(ranked) if text == "Fine."]
         assert at == list(range(at[0], at[0] + 3))
-    found = live.http.post("/v1/rank", json={"prompt": "Hi", "responses": texts}).json()["ranking"]
     same = [r for r in found if texts[r["index"]] == "Fine."]
     assert [r["index"] for r in same] == [0, 2, 4]
     assert len({r["score"] for r in same}) == 1
-    import torch
-
     assert [i for i, _ in ranking([0.5, 0.5 + 1e-12, 0.5 - 1e-12])] == [0, 1, 2]
     assert tied(torch.tensor([0.1, 0.2, 0.3]), ["a", "b", "a"]).tolist() == pytest.approx([0.1, 0.2, 0.1])
 
