@@ -182,8 +182,8 @@ class BackboneConfig(Section):
     max_tokens: int = Field(
         1024,
         ge=16,
-        description="Causal LM: longest prompt plus response; longer ones are cut from the left. A sentence encoder "
-        "keeps its own limit and cuts the end.",
+        description="Causal LM: longest prompt plus response. Of longer ones a response keeps its first tokens and a "
+        "prompt its last, each at least half or all of it. A sentence encoder keeps its own limit.",
     )
     batch_tokens: int = Field(4096, ge=64, description="Tokens in one batch, padding included.")
     choice_logits: bool = Field(

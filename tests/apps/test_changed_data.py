@@ -161,3 +161,22 @@ def test_the_order_alone_is_told_apart_from_the_rest(experiment: Path, tmp_path:
         for p in (data, tmp_path / "data.jsonl")
     )
     assert {part for part in one if one[part] != two[part]} == {"order"}
+
+
+def test_a_split_that_can_test_nothing_names_one_that_can(experiment: Path, tmp_path: Path, cli: Cli) -> None:
+    """The case of shared/inputs/each_client_a_single_prompt_3.jsonl."""
+    texts = [f"Answer {k}, {'at length' if k % 2 else 'short'}." for k in range(12)]
+    rows = [
+        {"user_id": f"u{u}", "prompt": f"Question {u % 3}?", "chosen": texts[k], "rejected": texts[(k + 5) % 12]}
+        for u in range(10)
+        for k in range(12)
+    ]
+    (tmp_path / "one.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    done = cli("train", experiment, f"data.path={tmp_path / 'one.jsonl'}", "--out", tmp_path / "r")
+    assert done.code == 2
+    last = done.err.splitlines()[-1]
+    assert "nothing can be tested with by-prompt" in last
+    assert "set evaluation.queries=" in last
+    named = last.split("set evaluation.queries=")[1].split()[0]
+    options = [f"data.path={tmp_path / 'one.jsonl'}", f"evaluation.queries={named}", "federation.rounds=1"]
+    assert cli("train", experiment, *options, "--out", tmp_path / "r").code == 0

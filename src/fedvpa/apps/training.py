@@ -100,10 +100,35 @@ def check_resumable(config: ExperimentConfig, run: RunFolder) -> None:
 
 
 def load(config: ExperimentConfig, data: FederatedPreferences | None = None) -> tuple[Prepared, tuple[str, ...]]:
-    """The data (read, where they are not given) as tensors, and what there is to say about the encoding."""
+    """The data (read, where they are not given) as tensors, and what there is to say about the encoding.
+
+    Raises:
+        UserError: as the reading and encoding; or nobody has a pair to be asked.
+    """
     data = load_preferences(config) if data is None else data
+    if not _is_asked(data):
+        raise _nothing_to_test(config)
     data, features = readable(config, data)
     return prepare(config, data, features), features.report.notes
+
+
+def _is_asked(data: FederatedPreferences) -> bool:
+    return any(len(c.test) for clients in data.clients.values() for c in clients)
+
+
+def _nothing_to_test(config: ExperimentConfig) -> UserError:
+    """The error, with the ways to ask that can test something with these data."""
+    able = []
+    for queries in ("by-prompt", "known-items", "new-items"):
+        other = config.evaluation.model_copy(update={"queries": queries})
+        with contextlib.suppress(UserError):
+            if _is_asked(load_preferences(config.model_copy(update={"evaluation": other}))):
+                able.append(f"evaluation.queries={queries}")
+    problem = f"nothing can be tested with {config.evaluation.queries}: nobody is left with a pair to be asked"
+    if config.evaluation.queries == "by-prompt":
+        problem += " (each person's pairs are of one prompt)"
+    remedy = " or ".join([*([f"set {' or '.join(able)}"] if able else []), "give people pairs of several prompts"])
+    return UserError(problem, remedy, file=config.data.path, field="evaluation.queries")
 
 
 @dataclass

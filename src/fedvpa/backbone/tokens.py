@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -11,6 +13,7 @@ from jinja2 import TemplateError
 from fedvpa.errors import UserError
 from fedvpa.preferences.schema import Message, Prompt
 
+_TODAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 _REFUSED = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
 """What a template may raise: its own refusal, or that of an expression in it."""
 _DAY = datetime(2024, 7, 26)
@@ -54,6 +57,11 @@ class Renderer:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.templated = bool(tokenizer.chat_template)  # an empty one would leave nothing of the prompt
+        # Some templates write today's date; a feature must not depend on the day on which it is computed.
+        dated = isinstance(tokenizer.chat_template, str) and _TODAY.search(tokenizer.chat_template)
+        self._template = (
+            _TODAY.sub(lambda m: json.dumps(_DAY.strftime(m[2])), tokenizer.chat_template) if dated else None
+        )
         self._empty_system = self.templated and self._prefers_empty_system()
 
     @property
@@ -132,10 +140,8 @@ class Renderer:
         messages = [m._asdict() for m in prompt]
         if self._empty_system and (not prompt or prompt[0].role != "system"):
             messages.insert(0, {"role": "system", "content": ""})
-        # Some templates write today's date; a feature must not depend on the day on which it is computed.
-        return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False, strftime_now=_DAY.strftime
-        )
+        given = {} if self._template is None else {"chat_template": self._template}
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **given)
 
     def _prefers_empty_system(self) -> bool:
         """True if an empty system message is accepted and makes the rendering shorter than none."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -26,6 +27,22 @@ class Divergence:
     def __init__(self, config: ExperimentConfig) -> None:
         self.config = config
         self.first: float | None = None
+
+    @contextlib.contextmanager
+    def within(self, round: int) -> Iterator[None]:
+        """While open, what numerical libraries raise on values that are not finite any more is a divergence.
+
+        Args:
+            round: rounds that are done.
+        """
+        try:
+            yield
+        except torch.linalg.LinAlgError:
+            raise self._stopped(round + 1, "a covariance is not positive definite") from None
+        except ValueError as e:  # scikit-learn's, in words
+            if "NaN" not in str(e) and "infinity" not in str(e):
+                raise
+            raise self._stopped(round + 1, "a posterior is not finite") from None
 
     def check(self, server: ServerState, metrics: Mapping[str, float]) -> None:
         """Looks at the state after a round, and at what the round's clients said.

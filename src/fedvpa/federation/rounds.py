@@ -387,7 +387,8 @@ def train(
     privacy.check(method, config)
     state, divergence = state or start(method, config, len(data)), Divergence(config)
     while state.server.round < config.federation.rounds:
-        state, report = one_round(method, config, data, state)
+        with divergence.within(state.server.round):
+            state, report = one_round(method, config, data, state)
         divergence.check(state.server, report.metrics)
         if callback is not None:
             callback(report, state)

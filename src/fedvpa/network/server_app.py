@@ -137,7 +137,8 @@ class Server:
             began = time.perf_counter()
             upload = self._round(method, state)
             down = method.download_bytes(method.broadcast(state.server))
-            state = aggregate(method, config, state, upload)
+            with divergence.within(state.server.round):
+                state = aggregate(method, config, state, upload)
             divergence.check(state.server, mean_metrics(upload))
             if callback is not None:
                 seconds = time.perf_counter() - began

@@ -115,9 +115,7 @@ def test_a_tokenizer_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
         additions_of(str(tmp_path))
 
 
-def test_a_template_that_writes_the_date_gives_the_same_text_every_day(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_template_that_writes_the_date_gives_the_same_text_every_day(tmp_path: Path) -> None:
     renderer = Renderer(tokenizer_with(tmp_path, LLAMA31))
     assert "Today Date: 26 Jul 2024" in renderer.prompt((HI,))
     assert f"Today Date: {datetime.now().year}" not in renderer.prompt((HI,))

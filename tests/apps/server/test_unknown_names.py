@@ -27,8 +27,8 @@ def refused(answer: httpx.Response) -> tuple[int, str, str | None]:
         ("Prototype=1", "Prototype: unknown parameter", "did you mean prototype?"),
         ("prototype%20=1", "prototype : unknown parameter", "did you mean prototype?"),
         ("usr=ada", "usr: unknown parameter", "did you mean user?"),
-        ("prototype=1&x=2", "x: unknown parameter", "known are user, prototype, blend"),
-        ("x", "x: unknown parameter", "known are user, prototype, blend"),
+        ("prototype=1&x=2", "x: unknown parameter", "known are user, prototype, blend, standardised, users"),
+        ("x", "x: unknown parameter", "known are user, prototype, blend, standardised, users"),
     ],
 )
 def test_a_misspelt_or_doubled_parameter_is_no_average_user(
@@ -83,12 +83,12 @@ def test_an_unknown_field_of_a_body_names_the_nearest(
 
 def test_an_unknown_variable_of_the_environment_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDVPA_TOKENN", "secret-enough")
-    done = cli("config")
+    done = cli("config", "--keys")
     assert done.code == 2
     assert done.err == "error: FEDVPA_TOKENN: unknown environment variable; did you mean FEDVPA_TOKEN?\n"
     monkeypatch.delenv("FEDVPA_TOKENN")
-    monkeypatch.setenv("FEDVPA_XYZ", "1")
-    assert "unset it; known are FEDVPA_CACHE" in cli("config").err
-    monkeypatch.delenv("FEDVPA_XYZ")
+    monkeypatch.setenv("FEDVPA_QWQWQWQWQW", "1")
+    assert "unset it; known are FEDVPA_CACHE" in cli("config", "--keys").err
+    monkeypatch.delenv("FEDVPA_QWQWQWQWQW")
     monkeypatch.setenv("FEDVPA_CACHE", "/tmp/x")
-    assert cli("config").code == 0
+    assert cli("config", "--keys").code == 0

@@ -300,7 +300,7 @@ def _add_rewards(app: FastAPI, service: Service) -> None:
         for i in given:
             rows.setdefault(id(who[i]), []).append(i)
         for own in (part for all_rows in rows.values() for part in portions(all_rows, texts, service.settings)):
-            work = Reward(*(tuple(texts[i][k] for i in own) for k in (0, 1)), who[own[0]])
+            work = Reward(tuple(texts[i][0] for i in own), tuple(texts[i][1] for i in own), who[own[0]])
             rewards[own] = bounded(torch.tensor(await service.ask(work)))
         found, scores = ((rewards - mean) / deviation).tolist(), probabilities(rewards).tolist()
         return JSONResponse({"rewards": found, "scores": scores, "extra_logs": {"preferred_to_average": scores}})

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
@@ -25,10 +26,15 @@ class CheckedRoute(APIRoute):
         known = tuple(parameter.alias for parameter in d.query_params)
         if len(d.body_params) != 1 or d.query_params or d.path_params:
             whole = super().get_route_handler()
+            bodies = [p.field_info.annotation for p in d.body_params]
+            fields = tuple(n for b in bodies if isinstance(b, type) and issubclass(b, BaseModel) for n in _names(b))
 
             async def checked_handler(request: Request) -> Response:
                 check_query(request, known)
-                return await whole(request)
+                try:
+                    return await whole(request)
+                except RequestValidationError as e:
+                    raise from_validation(e.errors(), fields) from None
 
             return checked_handler
         (parameter,), call = d.body_params, d.call

@@ -21,7 +21,7 @@ class Settings:
         max_chars: of all texts of a request together, a prompt counted once per item that it belongs to.
         max_rollout: queries in one request of an OpenRLHF trainer, which posts a whole rollout.
         max_rollout_bytes: of its body. The queries are scored ``max_items`` at a time, so that other requests come in
-            between. Bodies larger than ``max_bytes`` have at most twice as many bytes together; further ones wait (503).
+            between. Those larger than ``max_bytes`` have at most twice as many bytes together; others wait (503).
         body_seconds: for a request's head, and again for its body, to arrive.
         timeout: seconds from the whole request to its answer.
         queue: requests that wait for the model; further ones are refused (429).
