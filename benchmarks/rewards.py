@@ -61,6 +61,7 @@ def make_selector(cache: Path) -> Selector:
         groups=(),
         backbone=dict(backbone.identity),
         default_inference={0: "amortised"},
+        fingerprint={},
     )
     return Selector(Parameters.of(server, standardizer), info)
 

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 
 from fedvpa import Selector, UserError
 from fedvpa.apps.cli import main
+from fedvpa.config import load_config
 from fedvpa.latents import latent_of
 from fedvpa.preferences.schema import as_prompt
-from fedvpa.rewards import RewardFunction
+from fedvpa.preferences.sources import load_preferences
+from fedvpa.rewards import RewardFunction, bounded, probabilities
 from fedvpa.variational.inference import Particles
 from test_selector_api import EXAMPLES
 from tiny_model import TEMPLATE, save_llama
@@ -121,6 +123,55 @@ def lengths(prompts: Any, responses: Any) -> torch.Tensor:
     return torch.tensor([float(100 * len(p) + len(r)) for p, r in zip(prompts, responses, strict=True)])
 
 
+@pytest.mark.parametrize("value", [-1e30, -87.3, -20.0, -3.0, 0.0, 0.5, 3.0, 87.3, 1e30])
+def test_a_reward_is_bounded_and_an_empty_answer_is_never_better(value: float) -> None:
+    def score(prompts: Any, _: Any) -> torch.Tensor:
+        return torch.full((len(prompts),), value)
+
+    said, empty = RewardFunction(score)(["p"] * 2, ["w\u0000w" * 50, " "])
+    assert -10 <= said <= 10
+    assert empty <= said
+    if abs(value) <= 3:
+        assert said == pytest.approx(value, rel=0.03)
+
+
+@given(st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=20))
+@settings(max_examples=30, deadline=None)
+def test_the_bound_keeps_the_order(values: list[float]) -> None:
+    given = torch.tensor(values)
+    found = bounded(given)
+    assert found.abs().max() <= 10
+    order = given.argsort(stable=True)
+    assert (found[order].diff() >= 0).all()
+    apart = given[order].diff() > 1e-3
+    assert (found[order].diff()[apart & (given[order][1:].abs() < 80) & (given[order][:-1].abs() < 80)] > 0).all()
+    near = given.abs() < 50
+    expected = torch.sigmoid(given.double())[near]
+    torch.testing.assert_close(probabilities(found)[near], expected, atol=1e-6, rtol=0)
+
+
+def test_standardised_rewards_have_mean_0_and_variance_1_on_the_training_pairs(
+    experiment: Path, finished: Path, selector: Selector
+) -> None:
+    data = load_preferences(load_config(experiment))
+    found = []
+    for client in data.clients["seen"]:
+        pairs = [(data.pairs[i], y) for i, y in zip(client.train.index.tolist(), client.train.y.tolist(), strict=True)]
+        reward = selector.reward_function(selector.infer_pairs(pairs), standardised=True)
+        for pair, _ in pairs:
+            found += reward([[m._asdict() for m in pair.prompt]] * 2, [pair.a, pair.b])
+    values = torch.tensor(found, dtype=torch.float64)
+    assert float(values.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(values.std(correction=0)) == pytest.approx(1, abs=1e-4)
+    assert selector.reward_function(standardised=True)(["p"], [""])[0] < float(values.min())
+
+
+def test_a_selector_without_a_reward_scale_says_so(selector: Selector) -> None:
+    bare = Selector(selector.parameters, selector.info.model_copy(update={"reward_scale": None}))
+    with pytest.raises(UserError, match="standardised: the selector does not know its training rewards"):
+        bare.reward_function(standardised=True)
+
+
 def test_text_and_messages_are_the_same(selector: Selector) -> None:
     reward = selector.reward_function(selector.infer_user(EXAMPLES))
     plain = reward(["How are you?"] * 2, [" Fine.\n", "Go away."], trainer_state=None, completion_ids=[[1], [2]])
@@ -132,7 +183,7 @@ def test_text_and_messages_are_the_same(selector: Selector) -> None:
 
 
 def test_an_empty_completion_has_the_named_reward() -> None:
-    assert RewardFunction(lengths)(["p"] * 3, ["abc", " \n", ""]) == [103.0, -10.0, -10.0]
+    assert RewardFunction(lengths)(["p"] * 3, ["abc", " \n", ""]) == [pytest.approx(10), -10.0, -10.0]
     assert RewardFunction(lengths, -3)(["p"], [""]) == [-3.0]
 
 

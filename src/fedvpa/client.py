@@ -9,8 +9,10 @@ client.rank("How are you?", ["Fine.", "Fine, thanks for asking!"], user=ada)
 
 from __future__ import annotations
 
+import ipaddress
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -36,6 +38,21 @@ AGAIN = (429, 503)
 
 LONGEST_PAUSE = 30.0
 _CHECK = "check the address: is it `fedvpa serve`?"
+
+
+SURE_ROWS, SURE_CHARS = 128, 200_000
+"""What every service takes in one request; beyond it is asked for its limits."""
+PROXIES = tuple(name for upper in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY") for name in (upper, upper.lower()))
+"""Variables that name a proxy; none of them has a say about this machine's own addresses."""
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is this machine's own, which no proxy can reach for us."""
+    try:
+        host = httpx.URL(url).host
+        return host == "localhost" or host.endswith(".localhost") or ipaddress.ip_address(host).is_loopback
+    except (httpx.InvalidURL, ValueError):
+        return False
 
 
 class ServiceError(UserError):
@@ -112,7 +129,11 @@ class Client:
         if not isinstance(url, str) or not isinstance(token, str | None):
             raise ServiceError(None, "url and token must be texts", "give an address such as http://host:8400")
         try:
-            self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
+            self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=not is_loopback(url))
+        except (ImportError, ValueError) as e:  # what httpx raises for a proxy that it cannot use
+            name = next((n for n in PROXIES if os.environ.get(n)), "the proxy's variable")
+            remedy = f"unset {name}, or run: pip install 'httpx[socks]'"
+            raise ServiceError(None, f"the proxy in {name} cannot be used ({e})", remedy) from None
         except (httpx.InvalidURL, UnicodeEncodeError) as e:
             raise ServiceError(
                 None, f"{url}: cannot be used ({e})", "give an address such as http://host:8400"
@@ -185,8 +206,8 @@ class Client:
     def score(self, pairs: Rows, user: RemoteUserLike = None) -> list[float]:
         """p(a > b) of pairs, each with ``prompt``, ``a`` and ``b``."""
         rows, found = _rows(pairs, "pairs", ("prompt", "a", "b")), []
-        if rows:
-            found = self._ask("POST", "/v1/score", {"pairs": rows, "user": _reference(user)})["p_a"]
+        for part in self._portions(rows):
+            found += self._ask("POST", "/v1/score", {"pairs": part, "user": _reference(user)})["p_a"]
         return [float(p) for p in found]
 
     def rewards(self, prompts: Any, responses: Sequence[str], user: RemoteUserLike = None) -> list[float]:
@@ -194,8 +215,9 @@ class Client:
         given = listed(responses, "responses", "give a list of texts")
         pairs = zip(many(prompts, len(given), "prompts"), given, strict=True)
         texts = [{"prompt": _turns(p), "response": r} for p, r in pairs]
-        body = {"texts": texts, "user": _reference(user)}
-        found = self._ask("POST", "/v1/score", body)["rewards"] if texts else []
+        found = []
+        for part in self._portions(texts):
+            found += self._ask("POST", "/v1/score", {"texts": part, "user": _reference(user)})["rewards"]
         return [float(r) for r in found]
 
     def rank(self, prompt: Any, responses: Sequence[str], user: RemoteUserLike = None) -> list[Ranked]:
@@ -266,6 +288,24 @@ class Client:
     def _user(self, found: Mapping[str, Any]) -> User:
         return User.model_validate({**found["user"], "id": found["id"]}).of(self)
 
+    def _portions(self, rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        """Rows in portions that the service takes in one request, by the limits that it states."""
+        if len(rows) <= SURE_ROWS and sum(map(_size, rows)) <= SURE_CHARS:
+            yield from [rows] if rows else []
+            return
+        limits = self.model()
+        part: list[dict[str, Any]] = []
+        chars = 0
+        for row in rows:
+            full = len(part) >= limits["max_items"] or chars + _size(row) > limits["max_chars"]
+            if part and (full or 6 * (chars + _size(row)) > limits["max_bytes"]):  # a sign has up to 6 bytes in JSON
+                yield part
+                part, chars = [], 0
+            part.append(row)
+            chars += _size(row)
+        if part:
+            yield part
+
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         for left in range(self.retries, -1, -1):
             try:
@@ -297,6 +337,14 @@ def _turns(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [turn._asdict() if hasattr(turn, "_asdict") else turn for turn in value]
     return value
+
+
+def _size(row: Mapping[str, Any]) -> int:
+    """Characters of a row, with its prompt for each of its responses, and what JSON writes between them."""
+    responses = [v for k, v in row.items() if k != "prompt"]
+    prompt = row.get("prompt", "")
+    before = len(prompt) if isinstance(prompt, str) else sum(len(str(turn.get("content", ""))) + 40 for turn in prompt)
+    return sum(before + len(str(response)) for response in responses) + 80
 
 
 def _reference(user: RemoteUserLike) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -191,8 +191,8 @@ class BackboneConfig(Section):
     max_tokens: int = Field(
         1024,
         ge=16,
-        description="Causal LM: longest prompt plus response; longer ones are cut from the left. A sentence encoder "
-        "keeps its own limit and cuts the end.",
+        description="Causal LM: longest prompt plus response. Of longer ones a response keeps its first tokens and a "
+        "prompt its last, each at least half or all of it. A sentence encoder keeps its own limit.",
     )
     batch_tokens: int = Field(4096, ge=64, description="Tokens in one batch, padding included.")
     choice_logits: bool = Field(
@@ -769,21 +769,77 @@ def read_sections(path: str | Path) -> dict[str, Any]:
 
 
 def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` texts as a nested mapping; see `load_config` for the errors."""
-    try:
-        patch = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as e:
-        raise UserError(f"override not understood ({str(e).splitlines()[0]})", "write key=value") from None
-    assert isinstance(patch, dict)
+    """``key=value`` texts as a nested mapping; see `load_config` for the errors.
+
+    The value of a key that is a text (a path, a name of a column) is that text, whatever signs are in it. Every other
+    value is read as YAML.
+    """
+    patch: dict[str, Any] = {}
     for item in overrides:
-        if "=" not in item:
+        key, found, value = item.partition("=")
+        if not found:
             raise UserError(f"override {item!r} has no value", "write key=value", field=item)
-    return {str(k): v for k, v in patch.items()}
+        *sections, last = key.split(".")
+        place = patch
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise UserError(f"{section} is given a value and keys of its own", "leave one of them out", field=key)
+        place[last] = _text(value) if _is_text(key, value) else _value(key, value)
+    return patch
+
+
+def _is_text(key: str, value: str) -> bool:
+    """Whether a key of `ExperimentConfig` takes a text; a value in brackets may also be a list, where it takes both."""
+    section: Any = ExperimentConfig
+    *sections, last = key.split(".")
+    for name in sections:
+        section = section.model_fields[name].annotation if name in getattr(section, "model_fields", {}) else None
+    kind = section.model_fields[last].annotation if last in getattr(section, "model_fields", {}) else None
+    kinds = {kind, *get_args(kind)}
+    return str in kinds and not (value.startswith("[") and any(get_origin(k) is tuple for k in kinds))
+
+
+def _text(value: str) -> str | None:
+    """A text without the quotation marks around it; nothing, or null, for none."""
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        return value[1:-1]
+    return None if value in ("", "null", "~") else value
+
+
+def _value(key: str, value: str) -> Any:
+    try:
+        found = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as e:
+        problem = f"value {value!r} not understood ({str(e).splitlines()[0]})"
+        raise UserError(problem, "write key=value", field=key) from None
+    assert isinstance(found, dict)
+    return found["value"]
 
 
 def merged(tree: dict[str, Any], patch: dict[str, Any]) -> Any:
     """A nested mapping with another one laid over it."""
-    return OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(tree), OmegaConf.create(patch)), resolve=True)
+    found = dict(tree)
+    for key, value in patch.items():
+        below = found.get(key)
+        found[key] = merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return found
+
+
+def absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
+    """The configuration with the files and folders that it names as absolute paths, so that a run that keeps it can go
+    on, or be evaluated, from another folder. What is not there under its name (an id on the Hub) stays as it is."""
+
+    def absolute(name: str | None) -> str | None:
+        path = None if name is None else Path(name).expanduser()
+        return str(path.absolute()) if path is not None and path.exists() else name
+
+    models = tuple(str(absolute(m)) if "/" in m or m.startswith((".", "~")) else m for m in config.backbone.models)
+    data = config.data.model_copy(update={k: absolute(getattr(config.data, k)) for k in ("path", "items")})
+    backbone = config.backbone.model_copy(update={"model": models[0] if len(models) == 1 else models})
+    cache = config.output.cache and str(Path(config.output.cache).expanduser().absolute())
+    output = config.output.model_copy(update={"cache": cache})
+    return config.model_copy(update={"data": data, "backbone": backbone, "output": output})
 
 
 def parse_config(tree: Any, file: str | Path | None = None) -> ExperimentConfig:

@@ -28,7 +28,14 @@ def mean_preferences(n: int, p: Tensor) -> Tensor:
     return total.index_add(-1, first, p).index_add(-1, second, 1 - p) / (n - 1)
 
 
+def tied(scores: Tensor, responses: Sequence[str]) -> Tensor:
+    """Scores (..., n) in which equal responses have the score of the first of them: sums differ by their rounding."""
+    first = {text: i for i, text in reversed(list(enumerate(responses)))}
+    return scores[..., [first[text] for text in responses]]
+
+
 def ranking(scores: Tensor | Sequence[float]) -> list[tuple[int, float]]:
-    """The responses' numbers with their scores, best first; equal scores in the given order."""
+    """The responses' numbers with their scores, best first; equal scores (to 9 decimals) in the given order."""
     scores = torch.as_tensor(scores, dtype=torch.float64)
-    return [(i, float(scores[i])) for i in scores.argsort(descending=True, stable=True).tolist()]
+    order = scores.round(decimals=9).argsort(descending=True, stable=True)
+    return [(i, float(scores[i])) for i in order.tolist()]

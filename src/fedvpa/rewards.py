@@ -30,11 +30,28 @@ from fedvpa.preferences.schema import Prompt
 from fedvpa.variational.inference import Particles
 from fedvpa.variational.laplace import Posterior
 
-EMPTY = -10.0
-"""Reward of an empty completion, in nats: the average response is all but certain to be preferred."""
+BOUND = 10.0
+"""Every reward that a trainer gets lies between -BOUND and BOUND (`bounded`)."""
+
+EMPTY = -BOUND
+"""Reward of an empty completion: no other one has less, so that saying nothing is never the better answer."""
 
 Scorer = Callable[[Sequence[Prompt], Sequence[str]], Tensor]
 """Rewards (n,) of n responses to n prompts."""
+
+
+def bounded(rewards: Tensor) -> Tensor:
+    """Log-odds between -`BOUND` and `BOUND`: BOUND tanh(r / BOUND), in double precision.
+
+    It keeps their order. Log-odds within +-3, where almost all responses of people lie, change by less than 3 %;
+    those of degenerate texts, far from all that the selector was trained on, no longer outweigh a whole batch.
+    """
+    return BOUND * torch.tanh(rewards.double() / BOUND)
+
+
+def probabilities(rewards: Tensor) -> Tensor:
+    """The probabilities to be preferred to the average response that bounded rewards stand for."""
+    return torch.sigmoid(BOUND * torch.atanh((rewards / BOUND).clamp(-1, 1)))
 
 
 def log_odds(predictor: Callable[[Pool], Predictor], x: Tensor, latent: Latent) -> Tensor:
@@ -80,19 +97,20 @@ RowScorer = Callable[[Sequence[Prompt], Sequence[str], Sequence[str]], Tensor]
 
 @dataclass(frozen=True)
 class RewardFunction:
-    """`Selector.rewards` in the signature of TRL's reward functions, for GRPOTrainer, RLOOTrainer and others.
+    """`Selector.rewards` (`bounded`) in the signature of TRL reward functions: for GRPOTrainer, RLOOTrainer and others.
 
     Prompts and completions are texts (then a prompt is one user turn) or messages. A completion's surrounding white
     space is ignored, as it is in preference data.
 
     Attributes:
         score: rewards of responses, for one user.
-        empty_reward: reward of an empty completion, which has no features.
+        empty_reward: reward of an empty completion, which has no features; as all, before standardisation.
         name: under which trainers log it.
         score_rows: rewards of responses, each for its own user; None: ``score`` is for all.
         known: the names of the users that ``score_rows`` knows.
         column: of the data set that names a row's user; None: no such column is looked at.
         chosen: whether somebody has said for whom ``score`` is; it is for the average user otherwise.
+        scale: mean and standard deviation that rewards are standardised by, see `Selector.reward_function`.
     """
 
     score: Scorer
@@ -102,6 +120,7 @@ class RewardFunction:
     known: frozenset[str] = frozenset()
     column: str | None = "user_id"
     chosen: bool = False
+    scale: tuple[float, float] = (0.0, 1.0)
 
     @property
     def __name__(self) -> str:
@@ -130,8 +149,9 @@ class RewardFunction:
         given = [i for i, response in enumerate(responses) if response]
         found = torch.full((len(responses),), float(self.empty_reward), dtype=torch.float64)
         if given:
-            found[given] = score([dialogues[i] for i in given], [responses[i] for i in given], given).double().cpu()
-        return found.tolist()
+            found[given] = bounded(score([dialogues[i] for i in given], [responses[i] for i in given], given).cpu())
+        mean, deviation = self.scale
+        return ((found - mean) / deviation).tolist()
 
     def _scorer(self, columns: Mapping[str, Any], n: int) -> Callable[[list[Prompt], list[str], list[int]], Tensor]:
         """What scores some of a batch's n rows, which are given by number."""

@@ -26,7 +26,7 @@ from fedvpa.inferring import Ask
 from fedvpa.inputs import Rows, is_one, kind, listed, name_of, number_of, rows_of, whose
 from fedvpa.preferences.arguments import read_items, read_pair, read_pairs, read_prompt
 from fedvpa.preferences.examples import examples_of, questions_of
-from fedvpa.ranking import ranking
+from fedvpa.ranking import ranking, tied
 from fedvpa.rewards import EMPTY, RewardFunction, reward_name
 from fedvpa.selector_card import card_of
 from fedvpa.selector_core import SelectorCore
@@ -186,7 +186,8 @@ class Selector(
         items = read_items([prompt] * len(given), given)
         if any(item.prompt != before for item in items):
             raise UserError("do not all answer this prompt", "give texts, or the last turns alone", field="responses")
-        scores = self.mean_preferences(before, [item.text for item in items], [known])[0]
+        texts = [item.text for item in items]
+        scores = tied(self.mean_preferences(before, texts, [known])[0], texts)
         return [(given[i], score) for i, score in ranking(scores)]
 
     def rewards(self, prompts: Any, responses: Sequence[str], user: UserLike = None) -> Tensor:
@@ -217,6 +218,7 @@ class Selector(
         users: Mapping[Any, UserLike] | Rows | None = None,
         column: str | None = "user_id",
         name: str | None = None,
+        standardised: bool = False,
     ) -> RewardFunction:
         """A reward function for TRL's trainers (``reward_funcs=selector.reward_function(user)``), see `RewardFunction`.
 
@@ -227,16 +229,23 @@ class Selector(
                 which they are inferred (`infer_users`).
             column: of the trainer's data that names a row's user; None: no such column is looked at.
             name: under which trainers log it; by default one that tells different users and selectors apart.
+            standardised: rewards with mean 0 and variance 1 over the training pairs' responses, each for its own user.
 
         Raises:
-            UserError: as in `rewards` and `infer_users`; or both user and users are given.
+            UserError: as in `rewards` and `infer_users`; both user and users are given; or the scale is not known.
         """
         self._check_rewards()
+        scale = self.reward_scale if standardised else (0.0, 1.0)
         if users is None:
             known = self.known(user)
             name = name or reward_name("selector", whose(user), [self.info.model_hash, known.latent(), empty_reward])
             return RewardFunction(
-                partial(self._rewards, user=known), empty_reward, name, column=column, chosen=user is not None
+                partial(self._rewards, user=known),
+                empty_reward,
+                name,
+                column=column,
+                chosen=user is not None,
+                scale=scale,
             )
         if user is not None:
             raise UserError("user and users exclude each other", "give one of them", field="users")
@@ -257,7 +266,20 @@ class Selector(
             partial(self._rewards_by_user, users=each),
             frozenset(each),
             column,
+            scale=scale,
         )
+
+    @property
+    def reward_scale(self) -> tuple[float, float]:
+        """Mean and standard deviation of the training pairs' bounded rewards.
+
+        Raises:
+            UserError: not known: trained where the data were not, with privacy, or with choice logits.
+        """
+        if self.info.reward_scale is None:
+            problem = "the selector does not know its training rewards (a deployment's, or trained with privacy)"
+            raise UserError(problem, "leave it out, and let the trainer standardise", field="standardised")
+        return self.info.reward_scale
 
     # Files, in the Hub's conventions ----------------------------------------------------------------------------------
 

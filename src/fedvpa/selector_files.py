@@ -25,7 +25,7 @@ from fedvpa.federation.moments import Standardizer
 from fedvpa.methods.base import ServerState
 from fedvpa.preferences.examples import NO_RATINGS
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, INFO = "model.safetensors", "model.json"
 _STATE = ("centroids", "spread", "shares")
 REMEDY = "give the folder of a finished run of `fedvpa train`"
@@ -41,6 +41,8 @@ class SelectorInfo(BaseModel):
         backbone: identity of the features (`TextEncoder.identity`); others would be meaningless to this selector.
         default_inference: per context size the inference that validation users chose.
         rating_scale: mean and standard deviation of the training people's ratings; (0, 1) where nobody rated.
+        fingerprint: what the training's data (where the trainer had any) and features are known by.
+        reward_scale: mean and standard deviation of the training pairs' bounded rewards; None: not known.
         model_hash: sha256 of ``model.safetensors``; a user belongs to one model.
     """
 
@@ -56,6 +58,8 @@ class SelectorInfo(BaseModel):
     backbone: dict[str, Any]
     default_inference: dict[int, str]
     rating_scale: tuple[float, float] = NO_RATINGS
+    fingerprint: dict[str, str]
+    reward_scale: tuple[float, float] | None = None
     model_hash: str = ""
 
 

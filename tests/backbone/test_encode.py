@@ -116,7 +116,7 @@ def test_another_identity_shares_nothing(tiny, backbone_of, pairs, other) -> Non
     assert backbone.encode_pairs(pairs, progress=False).report.computed == 4
 
 
-def test_long_texts_are_cut_from_the_left_and_counted(tiny, backbone_of) -> None:
+def test_long_texts_keep_the_prompts_end_and_the_responses_head_and_are_counted(tiny, backbone_of) -> None:
     long = Pair((Message("user", "x" * 60 + "the end?"),), "short", "a longer answer")
     huge = Pair((Message("user", "hi"),), "start" + "y" * 50, "z")
     fits = Pair((Message("user", "hi"),), "a", "b")
@@ -127,8 +127,8 @@ def test_long_texts_are_cut_from_the_left_and_counted(tiny, backbone_of) -> None
     for got, response in ((found.a[0], " short"), (found.b[0], " a longer answer")):
         kept = plain(long)[-(40 - len(response)) :]
         torch.testing.assert_close(got, reference(tiny, kept, response, 2, "last"), atol=1e-5, rtol=1e-4)
-    alone = reference(tiny, "", "y" * 40, 2, "last")
-    torch.testing.assert_close(found.a[1], alone, atol=1e-5, rtol=1e-4)
+    prompt, response = plain(huge)[-20:], " start" + "y" * 14
+    torch.testing.assert_close(found.a[1], reference(tiny, prompt, response, 2, "last"), atol=1e-5, rtol=1e-4)
     assert backbone.encode_pairs([long, huge, fits], progress=False).report.truncated == 2  # also from the cache
 
 

@@ -107,3 +107,12 @@ def test_a_continuation_sees_its_prompt_and_its_own_past_only(texts) -> None:
             assert batch.position_ids[0, start:stop].tolist() == list(range(own, own + stop - start))
             for t in range(start, stop):
                 assert sees[t].nonzero().flatten().tolist() == [*range(own), *range(start, t + 1)]
+
+
+def test_templates_that_fail_otherwise_or_hold_nothing(chatty) -> None:
+    typed = with_template(chatty, "{{ messages[0]['content'] + 1 }}")
+    with pytest.raises(UserError, match="the model's chat template refuses a dialogue"):
+        typed.prompt((Message("user", "q"),))
+    for empty in ("", None):
+        renderer = with_template(chatty, empty)
+        assert renderer.prompt((Message("user", "q"),)) == "\n\nHuman: q\n\nAssistant:"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedvpa.errors import UserError
 from fedvpa.evaluation.experiment import Prepared
 from fedvpa.federation import checkpoint
 from fedvpa.federation.rounds import TrainingState, start, train
@@ -88,10 +89,6 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-def other_format(path: Path) -> None:
-    path.write_text(json.dumps({"format": 999}))
-
-
 @pytest.mark.parametrize(
     ("name", "damage", "reason"),
     [
@@ -99,9 +96,9 @@ def other_format(path: Path) -> None:
         ("state.safetensors", flip, "checksum"),
         ("state.safetensors", Path.unlink, "No such file"),
         ("state.json", truncate, "not readable"),
-        ("state.json", other_format, "unknown format"),
+        ("state.json", lambda p: p.write_text("{}"), "unknown format"),
         ("state.json", lambda p: p.write_bytes(b"\xff\x00"), "not readable"),
-        ("state.json", lambda p: p.write_text('{"format": 1}'), "not readable"),
+        ("state.json", lambda p: p.write_text('{"format": 2}'), "not readable"),
     ],
 )
 def test_a_damaged_newest_falls_back_to_the_one_before(three: Path, name: str, damage: Any, reason: str) -> None:
@@ -153,3 +150,10 @@ def test_a_full_disk_leaves_the_earlier_ones(three: Path, prepared: Prepared, mo
     found = checkpoint.load(three, pytest.fail)
     assert found is not None
     assert found[1] == {"round": 3}
+
+
+@pytest.mark.parametrize("format", [1, 999])
+def test_another_format_is_named_and_nothing_begins_anew(three: Path, format: int) -> None:
+    (three / "round-000003/state.json").write_text(json.dumps({"format": format}))
+    with pytest.raises(UserError, match=f"format {format}, this version reads 2"):
+        checkpoint.load(three)

@@ -23,6 +23,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from threadpoolctl import threadpool_limits
 
+from fedvpa.apps.fingerprints import fingerprint, of_files
 from fedvpa.apps.runs import environment
 from fedvpa.apps.stopping import Interrupted
 from fedvpa.apps.training import load, round_record, selector_of
@@ -115,6 +116,7 @@ class Finished:
         seconds: wall clock of training and measuring.
         config: the resolved configuration; environment: versions, hardware, commit and date.
         notes: what must be said wherever a result of these data is shown.
+        sources: what the data's files and the features are known by (`fingerprints.of_files`); empty: an older cell.
     """
 
     rows: list[dict[str, Any]]
@@ -127,6 +129,7 @@ class Finished:
     config: dict[str, Any]
     environment: dict[str, Any]
     notes: list[str]
+    sources: dict[str, str]
 
 
 def start_worker(threads: int, parent: int) -> None:
@@ -179,7 +182,8 @@ def run_cell(
         measured.figures, metrics = {}, []
     if selector is not None:
         selector.mkdir(parents=True, exist_ok=True)
-        selector_of(config, prepared, measured)._save_pretrained(selector)
+        known = fingerprint(config, prepared.data)
+        selector_of(config, prepared, measured, known)._save_pretrained(selector)
     _write(path, prepared, measured, metrics, time.perf_counter() - began)
     size = config.federation.context_pairs
     shown = {
@@ -245,6 +249,7 @@ def _write(
             "date": datetime.now(UTC).date().isoformat(),
             "features": ", ".join(feature_dtypes(prepared.config.backbone, cache_dir(prepared.config), device)),
         },
+        "sources": of_files(prepared.config),
         "pool": _digest(prepared.data.pairs),
         "pool_size": len(used),
         "seconds": seconds,
@@ -273,7 +278,7 @@ def read_cell(path: Path) -> Finished | None:
             for row, correct, own in zip(arrays["weight_row"], arrays["correct"], people, strict=True)
         ]
         kept = {k: tree[k] for k in _KEPT}
-        return Finished(scores=scores, **kept)
+        return Finished(scores=scores, sources=tree.get("sources", {}), **kept)
     except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError):
         return None
 

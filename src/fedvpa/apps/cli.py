@@ -6,12 +6,14 @@ What needs torch is imported inside the commands, so that ``--help`` answers at 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
+import io
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,9 +25,15 @@ from rich.table import Table
 from rich.text import Text
 
 from fedvpa.apps.stopping import Interrupted
-from fedvpa.config import METHODS, PEOPLE_SOURCES, ExperimentConfig, describe_keys, load_config
+from fedvpa.config import METHODS, PEOPLE_SOURCES, ExperimentConfig, absolute_paths, describe_keys, load_config
 from fedvpa.errors import MissingExtra, UserError
 
+PLACES = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENAMETOOLONG, errno.ELOOP),
+)
+"""What is wrong with a place that somebody names; anything else is a fault of ours."""
+VARIABLES = ("FEDVPA_CACHE", "FEDVPA_HH_RLHF", "FEDVPA_TOKEN")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 app = typer.Typer(
@@ -62,7 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 success, 1 some cells of a comparison failed, 2 the user's mistake or a full disk, 130 and 143 SIGINT and SIGTERM.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a sign that the locale does not have is shown by its number
+            stream.reconfigure(errors="backslashreplace")
     try:
+        check_environment(os.environ)
         code = app(given or ["--help"], prog_name="fedvpa", standalone_mode=False)
         if code == 128 + signal.SIGINT:
             return _fail("interrupted; nothing is half-written, run the same command again", code)
@@ -75,12 +87,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if e.errno == errno.EPIPE:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads the rest
             return 1
+        if e.errno in PLACES and e.filename:
+            return _fail(f"{e.filename}: cannot be used ({e.strerror}); check the path", 2)
         if e.errno not in FULL:
             raise
         place = f"{e.filename}: " if e.filename else ""
         return _fail(f"{place}the disk is full; free some space and go on with --resume", 2)
     except Interrupted as e:
         return _fail(str(e), 128 + e.signum)
+
+
+def check_environment(environment: Mapping[str, str]) -> None:
+    """Raises `UserError` for a variable that looks like one of ours and is none: nobody would look at it."""
+    for name in sorted(environment):
+        if name.startswith("FEDVPA_") and name not in (*VARIABLES, "FEDVPA_SHARED"):  # that one is the tests'
+            near = difflib.get_close_matches(name, VARIABLES, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"unset it; known are {', '.join(VARIABLES)}"
+            raise UserError("unknown environment variable", remedy, field=name)
 
 
 def _fail(message: str, code: int) -> int:
@@ -91,7 +114,12 @@ def _fail(message: str, code: int) -> int:
 
 def _console() -> Console:
     """Progress and remarks go to stderr; only results go to stdout."""
-    return Console(stderr=True)
+    return Console(stderr=True, markup=False, emoji=False)
+
+
+def _stdout(soft_wrap: bool = False) -> Console:
+    """For results. Paths and names are printed as they are: brackets and colons in them are no markup."""
+    return Console(soft_wrap=soft_wrap, markup=False, emoji=False)
 
 
 def _examples(*lines: str) -> str:
@@ -123,11 +151,27 @@ def _show(results: dict[str, Any], config: ExperimentConfig, out: Path | None, a
     from fedvpa.reporting.tables import plain_tables, print_tables
 
     size = config.federation.context_pairs
-    print_tables(results, Console(), size)
+    print_tables(results, _stdout(), size)
     if as_json is not None:
         _write_json(as_json, plain_tables(results, size))
     if out is not None:
-        Console(soft_wrap=True).print(f"Report: {out / 'report.html'}", highlight=False)
+        _stdout(soft_wrap=True).print(f"Report: {out / 'report.html'}", highlight=False)
+
+
+def _write_lines(text: str) -> None:
+    """JSON Lines to the standard output, in UTF-8 whatever the locale."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.flush()
+
+
+def _say_cut(selector: Any) -> None:
+    """Says of how many texts not everything was read, where there are any."""
+    seen = selector.backbone.seen
+    if seen["cut"]:
+        text = f"{seen['cut']} of {seen['texts']} texts were cut (backbone.max_tokens, or the encoder's limit)"
+        text += f"; what is read of {seen['equal']} pairs is the same on both sides" if seen["equal"] else ""
+        _console().print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _write_json(path: Path, tree: Any) -> None:
@@ -157,7 +201,7 @@ def train(
 
     Ctrl-C finishes the round and saves; --resume then goes on, to the same result (also after kill -9).
     """
-    settings = _with_people(load_config(config, overrides or ()))
+    settings = _with_people(absolute_paths(load_config(config, overrides or ())))
     settings = settings.for_method(settings.method.name)
     folder = _out(out, config, settings.method.name)
     from fedvpa.apps.runs import check_folder
@@ -199,7 +243,7 @@ def compare(
 
     Each method and seed that is finished is kept, and --resume never runs it again.
     """
-    settings = _with_people(load_config(config, overrides or ()))
+    settings = _with_people(absolute_paths(load_config(config, overrides or ())))
     from fedvpa.apps import comparing
     from fedvpa.apps.executor import explain
     from fedvpa.apps.runs import check_folder
@@ -239,14 +283,14 @@ def demo(
 
     What is finished in the folder is not run again.
     """
-    settings = load_config(config, overrides or ())
+    settings = absolute_paths(load_config(config, overrides or ()))
     folder = _out(out, config, "demo")
     from fedvpa.apps.comparing import parse_methods
     from fedvpa.apps.demo import demo as run
     from fedvpa.reporting.demo_text import print_demo
 
     found = run(settings, folder, _console(), parse_methods(methods), overwrite, jobs)
-    print_demo(found, Console())
+    print_demo(found, _stdout())
     if as_json is not None:
         _write_json(as_json, found)
 
@@ -286,12 +330,12 @@ def study(
 
     folder = out or Path("runs") / f"{study.stem}{'-quick' if quick else ''}"
     work = studying.plan(study, overrides or (), cells or folder.parent / "cells", quick, seeds, jobs)
-    studying.announce(work, Console() if plan else _console(), every_cell=plan)
+    studying.announce(work, _stdout() if plan else _console(), every_cell=plan)
     if plan:
         return
     summary, failures = studying.study(work, folder, _console())
-    print_study(summary, Console())
-    Console(soft_wrap=True).print(f"Study: {folder / studying.SUMMARY}", highlight=False)
+    print_study(summary, _stdout())
+    _stdout(soft_wrap=True).print(f"Study: {folder / studying.SUMMARY}", highlight=False)
     if as_json is not None:
         _write_json(as_json, summary)
     for task, error in failures.items():
@@ -347,10 +391,12 @@ def personalize(
     from fedvpa.user import User
 
     before = None if user is None else User.load(user)
-    found = using.personalize(Selector.from_pretrained(run, cache=True), examples, inference, before)
+    selector = Selector.from_pretrained(run, cache=True)
+    found = using.personalize(selector, examples, inference, before)
+    _say_cut(selector)
     found.save(out)
     what = "pairs" if found.posterior is None else "judgements"
-    Console(soft_wrap=True).print(f"{out}: inferred from {found.pairs} {what} ({found.inference})", highlight=False)
+    _stdout(soft_wrap=True).print(f"{out}: inferred from {found.pairs} {what} ({found.inference})", highlight=False)
 
 
 @app.command(
@@ -394,12 +440,12 @@ def ask(
             raise UserError("there are no answers to write", "ask in a terminal, without --json", field="--out")
         found = asking.questionnaire(selector, known, asked, questions)
         if as_json is None:
-            sys.stdout.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+            _write_lines("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
         else:
             _write_json(as_json, found)
         return
     answered = asking.interview(selector, known, asked, questions, input, partial(print, file=sys.stderr))
-    console = Console(soft_wrap=True)
+    console = _stdout(soft_wrap=True)
     if out is None:
         console.print(f"{answered.pairs} answers; keep them with --out", highlight=False)
         return
@@ -428,9 +474,11 @@ def score(
     from fedvpa.user import User
 
     known = None if user is None else User.load(user)
-    text = using.score(Selector.from_pretrained(run, cache=True), known, pairs)
+    selector = Selector.from_pretrained(run, cache=True)
+    text = using.score(selector, known, pairs)
+    _say_cut(selector)
     if out is None:
-        sys.stdout.write(text)
+        _write_lines(text)
     else:
         write_text(out, text)
 
@@ -447,8 +495,9 @@ def encode(config: Config, overrides: Overrides = None, as_json: Json = None) ->
         "pairs": report.count,
         "computed now": report.computed,
         "from the cache": report.cached,
-        "cut from the left": report.truncated,
-        "cut at the end": report.shortened,
+        "cut (backbone.max_tokens)": report.truncated,
+        "cut at the end (the encoder's limit)": report.shortened,
+        "equal after the cut": report.equal,
         "damaged, computed again": report.corrupted,
         "tokens": report.tokens,
         "seconds": round(report.seconds, 2),
@@ -457,7 +506,7 @@ def encode(config: Config, overrides: Overrides = None, as_json: Json = None) ->
     table = Table("figure", "value", title=f"Features of {settings.data.name}", title_justify="left")
     for name, value in figures.items():
         table.add_row(name, "–" if value is None else f"{value:,}")
-    Console().print(table)
+    _stdout().print(table)
     if as_json is not None:
         _write_json(as_json, {**figures, "notes": list(report.notes)})
 
@@ -476,7 +525,7 @@ def config(
         table = Table("key", "default", "meaning", title="Configuration", title_justify="left")
         for key, default, meaning in describe_keys():
             table.add_row(Text(key), Text(default), Text(meaning))
-        Console().print(table)
+        _stdout().print(table)
         rows = [dict(zip(("key", "default", "meaning"), row, strict=True)) for row in describe_keys()]
         if as_json is not None:
             _write_json(as_json, rows)
@@ -500,7 +549,7 @@ def example_data(
     from fedvpa.apps import example_data as data
 
     files = data.write(folder, users, pairs, overwrite)
-    Console(soft_wrap=True).print("\n".join(map(str, files)), highlight=False)
+    _stdout(soft_wrap=True).print("\n".join(map(str, files)), highlight=False)
 
 
 @app.command(epilog=_examples("fedvpa doctor", "fedvpa doctor --json doctor.json"))
@@ -513,7 +562,7 @@ def doctor(as_json: Json = None) -> None:
     table = Table("what", "state", "found", "remedy")
     for f in findings:
         table.add_row(Text(f.name), Text(f.state, style=colours[f.state]), Text(f.found), Text(f.remedy))
-    Console().print(table)
+    _stdout().print(table)
     if as_json is not None:
         _write_json(as_json, [f._asdict() for f in findings])
     if any(f.state == "missing" for f in findings):
@@ -543,7 +592,7 @@ def init(
     with _extra("flower"):
         from fedvpa.apps.deploy import init as write
     write(folder, nodes, tuple(host or ("localhost",)), port, config)
-    Console(soft_wrap=True).print(f"{folder / 'README.md'} says how to go on", highlight=False)
+    _stdout(soft_wrap=True).print(f"{folder / 'README.md'} says how to go on", highlight=False)
 
 
 @app.command(
@@ -573,8 +622,8 @@ def align(
     from fedvpa.reporting.alignment_page import print_alignment
 
     result = work(run, out, load_alignment(config, overrides or ()), _console(), baseline)
-    print_alignment(result, Console())
-    Console(soft_wrap=True).print(f"Report: {out / 'report.html'}", highlight=False)
+    print_alignment(result, _stdout())
+    _stdout(soft_wrap=True).print(f"Report: {out / 'report.html'}", highlight=False)
 
 
 @app.command(
@@ -644,28 +693,38 @@ def serve(
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused with 429.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Requests merged into one batch; 1 merges none.")] = 64,
     memory: Annotated[int, typer.Option(min=1, help="MiB of features that are kept.")] = 256,
+    rollout: Annotated[int, typer.Option(min=1, help="Queries in one request of an OpenRLHF trainer.")] = 16_384,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Of the policy that an OpenRLHF trainer trains: what its template adds is taken off."),
+    ] = None,
 ) -> None:
     """Serve a selector over HTTP: infer users, score, rank, and rewards for OpenRLHF. Ctrl-C or SIGTERM stops it."""
     with _extra("serve"):
         from fedvpa.apps.server.running import serve as work
         from fedvpa.apps.server.settings import MIB, Settings
 
-    limits = Settings(host, port, token, timeout=timeout, queue=queue, batch_requests=batch, memory=memory * MIB)
-    work(run, limits, _console())
+    sizes = {"queue": queue, "batch_requests": batch, "memory": memory * MIB, "max_rollout": rollout}
+    sizes["max_rollout_bytes"] = max(2 * MIB, rollout * 8192)
+    work(run, Settings(host, port, token, timeout=timeout, tokenizer=tokenizer, **sizes), _console())
 
 
 @app.command(epilog=_examples("fedvpa forget runs/first user-17"))
 def forget(
     run: Annotated[Path, typer.Argument(help="The folder of a run, or a SuperNode's state folder.", metavar="RUN")],
     user: Annotated[str, typer.Argument(help="The user's id, as in the data, or its pseudonym.", metavar="USER")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Where the run's data are now, as data.path=FILE.", metavar="KEY=VALUE")
+    ] = None,
 ) -> None:
     """Delete what a run keeps about a user: posterior, private state, figures. The trained selector stays as it is."""
     from fedvpa.apps import forgetting
 
-    found = forgetting.forget(run, user)
-    console = Console(soft_wrap=True)
+    found = forgetting.forget(run, user, overrides or ())
+    console = _stdout(soft_wrap=True)
     for path in found.files:
-        how = "was damaged, deleted" if path in found.deleted else "removed"
+        how = "rewritten without the user" if path.exists() else "deleted"
+        how = "was damaged, deleted" if path in found.deleted else how
         console.print(f"{path}: {how}", highlight=False, markup=False)
     console.print(found.remains, highlight=False, markup=False)
 
@@ -695,7 +754,7 @@ def studio(
     with _extra("studio"):
         from fedvpa.apps.studio.serving import serve
     with _extra("align"):  # a policy
-        serve(run, policy, pairs, host, port, token, partial(Console(soft_wrap=True).print, highlight=False))
+        serve(run, policy, pairs, host, port, token, partial(_stdout(soft_wrap=True).print, highlight=False))
 
 
 @app.command(epilog=_examples("fedvpa report runs/first"))

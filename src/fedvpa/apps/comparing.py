@@ -11,13 +11,13 @@ from typing import Any
 
 from rich.console import Console
 
-from fedvpa.apps import runs
+from fedvpa.apps import fingerprints, runs
 from fedvpa.apps.cells import Cell, Finished, read_cell
 from fedvpa.apps.executor import Task, log_failures, run_tasks
 from fedvpa.apps.runs import RunFolder
 from fedvpa.config import ExperimentConfig, known_methods
 from fedvpa.errors import UserError
-from fedvpa.evaluation.experiment import encode
+from fedvpa.evaluation.encoding import readable
 from fedvpa.evaluation.result_files import read_results, write_text
 from fedvpa.preferences.sources import load_preferences
 
@@ -67,16 +67,22 @@ def compare(
         keep: methods whose trained selectors are kept, in the folders `selector_folder`.
 
     Raises:
-        UserError: bad data, or no cell succeeded for such a reason.
+        UserError: bad data, no cell succeeded for such a reason, or the run to be resumed had other data or features.
         Interrupted: SIGINT or SIGTERM; finished cells are kept.
     """
     cells = [Cell(method, seed) for seed in range(config.seed, config.seed + seeds) for method in methods]
+    data = load_preferences(config)
+    fingerprint = fingerprints.fingerprint(config, data)
+    if run.mode == "resume":
+        fingerprints.check_run(run.path, fingerprint)
     if run.finished and all(read_cell(cell.file(run.path / runs.CELLS)) for cell in cells):
         console.print(f"{run.path}: this run is finished; nothing to do", highlight=False, soft_wrap=True)
         return Outcome(read_results(run.path / runs.RESULTS), {})
-    data = load_preferences(config)
-    notes = encode(config, data).report.notes
-    with runs.opened(run, config, "compare") as folder:
+    data, features = readable(config, data)
+    notes = features.report.notes
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
+    with runs.opened(run, config, "compare", fingerprint) as folder:
         known = {c: f for c in cells if (f := read_cell(c.file(folder / runs.CELLS))) is not None}
         if known:
             console.print(f"{len(known)} of {len(cells)} cells are there already", highlight=False)

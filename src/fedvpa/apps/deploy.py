@@ -167,6 +167,10 @@ def _usage(certificates: bool) -> x509.KeyUsage:
 
 def _place(host: str) -> x509.GeneralName:
     try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        if address.version == 6:
+            problem = f"{host!r} is an IPv6 address, which the scripts cannot listen at or call"
+            raise UserError(problem, "give a name that stands for it, or an IPv4 address", field="--host")
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         if _NAME.fullmatch(host):

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from rich.console import Console
 
 import fedvpa
-from fedvpa.apps import runs
+from fedvpa.apps import fingerprints, runs
 from fedvpa.apps.runs import RunFolder
 from fedvpa.apps.training import check_resumable, recorded
 from fedvpa.backbone.backbones import open_backbone
@@ -43,9 +43,13 @@ def train_selector(config: ExperimentConfig, run: RunFolder, console: Console, g
         problem = f"{config.method.name} leaves no selector, and the server has no data to measure it on"
         raise UserError(problem, "set data-from to experiment, or choose another method", field="data-from")
     check_resumable(config, run)
-    with runs.opened(run, config, "train") as folder, recorded(config, folder, console) as record:
+    known = fingerprints.fingerprint(config, None)
+    with (
+        runs.opened(run, config, "train", known) as folder,
+        recorded(config, folder, console, known) as record,
+    ):
         begin = 0 if record.state is None else record.state.server.round
-        server = connect(grid, config, folder, begin)
+        server = connect(grid, config, folder, begin, known_by=fingerprints.shared_features(config))
         session = server.session
         sizes = Setup(config, session.features, len(session.users), server.clusters, torch_dtype(config))
         method: Method = class_of(config)(sizes)  # check_method: it has rounds
@@ -80,6 +84,7 @@ def _selector(
         groups=(),
         backbone=dict(backbone.identity),
         default_inference=dict.fromkeys(sizes, best),
+        fingerprint=fingerprints.fingerprint(config, None),
     )
     return Selector(Parameters.of(training.server, server.session.standardizer), info)
 

@@ -23,11 +23,12 @@ from typing import Any
 
 from flwr.app import Context
 
+from fedvpa.apps.fingerprints import shared_features
 from fedvpa.backbone.encode import Features
 from fedvpa.backbone.pairs import PairTexts
 from fedvpa.config import PEOPLE_SOURCES, ExperimentConfig, load_config
 from fedvpa.errors import UserError
-from fedvpa.evaluation.encoding import encode, tokenize
+from fedvpa.evaluation.encoding import readable, tokenize
 from fedvpa.network.client_app import client_app
 from fedvpa.network.node import Node
 from fedvpa.network.session import FOLDER, PRIVATE
@@ -107,7 +108,8 @@ def _share(config: ExperimentConfig, share: int, shares: int, state: Path) -> No
     data, features, texts = _data_of(config)
     mine = range(share, len(data.clients["seen"]), shares)
     names = tuple(f"{i:08d}" for i in mine)
-    return Node(config, names, tuple(data.clients["seen"][i] for i in mine), data, features, state, texts)
+    mine_of = tuple(data.clients["seen"][i] for i in mine)
+    return Node(config, names, mine_of, data, features, state, texts, shared_features(config))
 
 
 def _data_of(config: ExperimentConfig) -> tuple[FederatedPreferences, Features, PairTexts | None]:
@@ -120,8 +122,8 @@ def _data_of(config: ExperimentConfig) -> tuple[FederatedPreferences, Features, 
 def _experiment_data(config_json: str) -> tuple[FederatedPreferences, Features, PairTexts | None]:
     """Once per process: a simulation's worker answers for many nodes."""
     config = ExperimentConfig.model_validate_json(config_json)
-    data = load_preferences(config)
-    return data, encode(config, data, progress=False), tokenize(config, data)
+    data, features = readable(config, load_preferences(config), progress=False)
+    return data, features, tokenize(config, data)
 
 
 def _own(config: ExperimentConfig, given: Mapping[str, Any]) -> Node:
@@ -144,7 +146,8 @@ def _own(config: ExperimentConfig, given: Mapping[str, Any]) -> Node:
     data, features, texts = _data_of(config)
     clients = data.clients["seen"]
     names = tuple(pseudonym(c.client_id) for c in clients)
-    return Node(config, names, clients, data, features, Path(str(given["state-dir"])), texts)
+    state = Path(str(given["state-dir"]))
+    return Node(config, names, clients, data, features, state, texts, shared_features(config))
 
 
 client = client_app(open_node)

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 from fedvpa.apps.deployed import train_selector
+from fedvpa.apps.fingerprints import shared_features
 from fedvpa.apps.flower_client import read_run_config
 from fedvpa.apps.runs import CONFIG, check_folder
 from fedvpa.apps.training import train
@@ -27,7 +28,7 @@ server = ServerApp()
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     """Trains, or goes on with the unfinished run in the folder."""
-    settings, console = read_run_config(context.run_config), Console(stderr=True, force_terminal=False)
+    settings, console = read_run_config(context.run_config), Console(stderr=True, force_terminal=False, markup=False)
     config, out = settings.config, settings.out
     check_method(config)
     grid = patient(grid)
@@ -51,7 +52,8 @@ def _over(grid: Grid, prepared: Prepared, folder: Path) -> tuple[Trainer, Any]:
         callback: Callback | None,
     ) -> TrainingState:
         begin = 0 if state is None else state.server.round
-        servers.append(connect(grid, config, folder, begin, len(data), len(prepared.data.groups)))
+        known_by, groups = shared_features(config), len(prepared.data.groups)
+        servers.append(connect(grid, config, folder, begin, len(data), groups, known_by=known_by))
         return servers[0].train(method, config, data, state, callback)
 
     return trainer, lambda: servers[0].faults.notes()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedvpa.apps import runs
-from fedvpa.config import ExperimentConfig
+from fedvpa.config import ExperimentConfig, load_config
 from fedvpa.errors import UserError
 from fedvpa.evaluation.result_files import read_metrics, read_results, write_results, write_text
 from fedvpa.federation import checkpoint
@@ -47,22 +48,27 @@ class Forgotten(NamedTuple):
     remains: str
 
 
-def forget(run: Path, user: str) -> Forgotten:
+def forget(run: Path, user: str, overrides: Sequence[str] = ()) -> Forgotten:
     """Removes a user's posterior, private state and figures from a run of `train`, `compare` or a deployment, or a
     user's private state from the state folder of a SuperNode.
 
     Args:
         user: the user's id, as in the data, or in a deployment its pseudonym.
+        overrides: ``data.path=FILE`` or ``data.items=FILE``, where the data lie elsewhere than in training.
 
     Raises:
-        UserError: no run there, it is being written to, or nobody of that name took part or is shown in it.
+        UserError: another override, no run there, it is being written to, or nobody of that name took part or is shown
+            in it.
     """
     if not (run / runs.CONFIG).is_file() and is_state_folder(run):
-        gone = [p for name in (pseudonym(user), user) if is_pseudonym(name) and (p := forget_user(run, name))]
+        gone = [p for name in (pseudonym(user), user) if is_pseudonym(name) for p in forget_user(run, name)]
         if not gone:
             raise _unknown(run, user)
         return Forgotten(tuple(gone), (), AT_NODE)
-    config = runs.read_config(run)
+    for item in overrides:
+        if (key := item.partition("=")[0]) not in ("data.path", "data.items"):
+            raise UserError("decides nothing about who is forgotten", "give data.path or data.items only", field=key)
+    config = load_config(run / runs.CONFIG, overrides) if overrides else runs.read_config(run)
     with runs.locked(run):
         saved, session = checkpoint.checkpoints(run / runs.CHECKPOINTS), Session.load(run / FOLDER)
         client = _position(config, session, user) if saved or session is not None else None
@@ -108,9 +114,7 @@ def _forget_in_session(folder: Path, session: Session, client: int) -> list[Path
     left.save(folder)
     faults = Faults(folder)
     renamed = faults.rename(name, left.users[client])
-    private = sorted((folder / PRIVATE).glob(f"*/{name}"))
-    for path in private:
-        shutil.rmtree(path)
+    private = [path for node in sorted((folder / PRIVATE).glob("*")) for path in forget_user(node, name)]
     return [folder / SESSION, *([faults.path] if renamed else []), *private]
 
 

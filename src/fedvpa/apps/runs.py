@@ -1,7 +1,8 @@
 """Run folders: what they hold, who may write into one, and how results come together.
 
-``config.yaml``, ``results.json``, ``metrics.jsonl`` and ``report.html``; from `train` also ``model.safetensors``,
-``model.json``, ``checkpoints/`` and ``tensorboard/``, from `compare` also ``cells/``.
+``config.yaml``, ``fingerprint.json`` (what data and features are known by), ``results.json``, ``metrics.jsonl`` and
+``report.html``; from `train` also ``model.safetensors``, ``model.json``, ``checkpoints/`` and ``tensorboard/``, from
+`compare` also ``cells/``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ import torch
 import yaml
 
 import fedvpa
-from fedvpa.config import ExperimentConfig, parse_config
+from fedvpa.apps import fingerprints
+from fedvpa.config import ExperimentConfig, absolute_paths, parse_config
 from fedvpa.errors import UserError
 from fedvpa.evaluation.compare import PairScores, summarise
 from fedvpa.evaluation.result_files import read_results, write_results, write_text
@@ -36,7 +38,8 @@ CHECKPOINTS, CELLS, EVENTS, FAILURES = "checkpoints", "cells", "tensorboard", "f
 LOCK = ".lock"
 # Results go first, so that a removal that is cut short leaves no run that looks finished; the configuration, by which
 # a run is known, goes last.
-_OWNED = (RESULTS, REPORT, METRICS, "model.safetensors", "model.json", CHECKPOINTS, CELLS, EVENTS, FAILURES, CONFIG)
+_OWNED = (RESULTS, REPORT, METRICS, "model.safetensors", "model.json", CHECKPOINTS, CELLS, EVENTS, FAILURES)
+_KNOWN_BY = (fingerprints.FILE, CONFIG)
 
 Mode = Literal["new", "overwrite", "resume"]
 Kind = Literal["train", "compare"]
@@ -104,7 +107,8 @@ def read_config(run: Path) -> ExperimentConfig:
 
 
 def _same_configuration(path: Path, config: ExperimentConfig) -> None:
-    old, new = (flat(c.model_dump(mode="json", exclude={"output", "network"})) for c in (read_config(path), config))
+    there, here = absolute_paths(read_config(path)), absolute_paths(config)
+    old, new = (flat(c.model_dump(mode="json", exclude={"output", "network"})) for c in (there, here))
     for key, value in new.items():
         if old[key] != value:
             problem = f"the run there has {old[key]!r}, this configuration {value!r}"
@@ -125,21 +129,31 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def opened(run: RunFolder, config: ExperimentConfig, kind: Kind) -> Iterator[Path]:
+def opened(
+    run: RunFolder, config: ExperimentConfig, kind: Kind, fingerprint: Mapping[str, str] | None = None
+) -> Iterator[Path]:
     """The folder, made (or emptied) and with its ``config.yaml``, held against other processes.
 
     Only what a run writes is removed by ``overwrite``. Call it when the data are known to be good.
 
+    Args:
+        fingerprint: what the run's data and features are known by, see `fingerprints`.
+
     Raises:
-        UserError: another process is writing there, or the folder cannot be written.
+        UserError: another process is writing there, the folder cannot be written, or the run there was begun with
+            other data or features.
     """
     with locked(run.path):
+        if run.mode == "resume" and fingerprint is not None:
+            fingerprints.check_run(run.path, fingerprint)
         if run.mode == "overwrite":
-            for name in _OWNED:
+            for name in (*_OWNED, *_KNOWN_BY):
                 _remove(run.path / name)
         if kind == "compare":
             (run.path / CELLS).mkdir(exist_ok=True)
         if run.mode != "resume":
+            if fingerprint is not None:
+                fingerprints.write(run.path, fingerprint)
             write_text(run.path / CONFIG, config.to_yaml())
         yield run.path
 

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from fedvpa.apps.cells import Finished, read_cell
 from fedvpa.apps.executor import Task, default_jobs, log_failures, run_tasks
+from fedvpa.apps.fingerprints import check, of_files
 from fedvpa.apps.runs import FAILURES, LOCK, locked
 from fedvpa.apps.study_grid import StudyCell, expand
 from fedvpa.apps.study_plan import Estimator, describe, print_plan
@@ -117,7 +118,7 @@ def study(
     """Runs what is not finished and writes the study's folder; returns the summary and what failed cells raised.
 
     Raises:
-        UserError: no cell succeeded, or a folder that cannot be used.
+        UserError: no cell succeeded, a folder that cannot be used, or a cell that was made from other files.
         Interrupted: SIGINT or SIGTERM; finished cells are kept.
     """
     check_out(out, work)
@@ -125,13 +126,30 @@ def study(
         work.folder.mkdir(parents=True, exist_ok=True)
         body = {**work.study.model_dump(mode="json"), "ran_quick": work.quick}
         write_text(out / STUDY, yaml.safe_dump(body, sort_keys=False, allow_unicode=True))
+        _check_sources(work, _finished(work))
         failures = _run(work, out, console, threads)
         log_failures(out / FAILURES, failures)
-        addresses = {c.address: c.file(work.folder) for c in work.cells}
-        known = {a: f for a, path in addresses.items() if (f := read_cell(path)) is not None}
+        known = _finished(work)
         if not known:
             raise next(iter(failures.values()))
         return _write(work, out, known, failures), failures
+
+
+def _finished(work: Plan) -> dict[str, Finished]:
+    """The study's finished cells, by address."""
+    addresses = {c.address: c.file(work.folder) for c in work.cells}
+    return {a: f for a, path in addresses.items() if (f := read_cell(path)) is not None}
+
+
+def _check_sources(work: Plan, known: Mapping[str, Finished]) -> None:
+    """Raises `UserError` where a finished cell was made from files with another content."""
+    now: dict[str, dict[str, str]] = {}
+    for cell in work.cells:
+        if (found := known.get(cell.address)) is not None and found.sources:
+            key = cell.config.model_dump_json(include={"data", "backbone", "output"})
+            if key not in now:
+                now[key] = of_files(cell.config)
+            check(found.sources, now[key], cell.file(work.folder))
 
 
 def _run(work: Plan, out: Path, console: Console, threads: int) -> dict[Task, BaseException]:

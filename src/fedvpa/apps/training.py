@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 import fedvpa
-from fedvpa.apps import runs
+from fedvpa.apps import fingerprints, runs
 from fedvpa.apps.events import Events
 from fedvpa.apps.progress import RoundProgress
 from fedvpa.apps.runs import RunFolder
@@ -22,7 +23,7 @@ from fedvpa.backbone.backbones import open_backbone
 from fedvpa.backbone.models import cache_dir
 from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
-from fedvpa.evaluation.encoding import encode
+from fedvpa.evaluation.encoding import readable
 from fedvpa.evaluation.experiment import (
     MethodRun,
     Prepared,
@@ -36,9 +37,14 @@ from fedvpa.evaluation.results import RoundRecord
 from fedvpa.federation import checkpoint
 from fedvpa.federation.rounds import RoundReport, TrainingState
 from fedvpa.federation.rounds import train as run_rounds
+from fedvpa.latents import latent_of
 from fedvpa.preferences.schema import FederatedPreferences
 from fedvpa.preferences.sources import load_preferences
+from fedvpa.rewards import bounded, log_odds
 from fedvpa.selector import FORMAT, Parameters, Selector, SelectorInfo
+
+RATED = 64
+"""Training users whose rewards give the selector's reward scale, at most."""
 
 TrainerOf = Callable[[Prepared, Path], tuple[Trainer, Callable[[], tuple[str, ...]]]]
 """Makes what runs the rounds, and what afterwards says the sentences that the report must show."""
@@ -58,23 +64,31 @@ def train(
         data: of the configuration, where it has been read already.
 
     Raises:
-        UserError: bad data, a missing model, a folder that cannot be written, or secret noise to be resumed.
+        UserError: bad data, a missing model, a folder that cannot be written, secret noise to be resumed, or a run
+            to be resumed whose data or features were others.
         Interrupted: SIGINT or SIGTERM; a checkpoint is there.
     """
+    if not run.finished:
+        check_resumable(config, run)
+    data = load_preferences(config) if data is None else data
+    known = fingerprints.fingerprint(config, data)
+    if run.mode == "resume":
+        fingerprints.check_run(run.path, known)
     if run.finished:
         console.print(f"{run.path}: this run is finished; nothing to do", highlight=False, soft_wrap=True)
         return read_results(run.path / runs.RESULTS)
-    check_resumable(config, run)
     prepared, notes = load(config, data)
-    with runs.opened(run, config, "train") as folder:
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
+    with runs.opened(run, config, "train", known) as folder:
         trainer, said = (run_rounds, lambda: ()) if trainer_of is None else trainer_of(prepared, folder)
-        with recorded(config, folder, console) as record:
+        with recorded(config, folder, console, known) as record:
             measured = run_method(prepared, config.method.name, record.state, record.on_round, record.seconds, trainer)
         if measured.training is None or not getattr(measured.method, "portable", True):
             text = f"{config.method.name} has no single selector to save; the results are all there is"
             console.print(text, highlight=False, soft_wrap=True)
         else:
-            selector_of(config, prepared, measured)._save_pretrained(folder)
+            selector_of(config, prepared, measured, known)._save_pretrained(folder)
         figures = {config.method.name: measured.figures} if measured.figures else {}
         results = runs.combine(
             config, prepared.data, (*notes, *said()), measured.rows, measured.scores, measured.switching, figures
@@ -91,10 +105,35 @@ def check_resumable(config: ExperimentConfig, run: RunFolder) -> None:
 
 
 def load(config: ExperimentConfig, data: FederatedPreferences | None = None) -> tuple[Prepared, tuple[str, ...]]:
-    """The data (read, where they are not given) as tensors, and what there is to say about the encoding."""
+    """The data (read, where they are not given) as tensors, and what there is to say about the encoding.
+
+    Raises:
+        UserError: as the reading and encoding; or nobody has a pair to be asked.
+    """
     data = load_preferences(config) if data is None else data
-    features = encode(config, data)
+    if not _is_asked(data):
+        raise _nothing_to_test(config)
+    data, features = readable(config, data)
     return prepare(config, data, features), features.report.notes
+
+
+def _is_asked(data: FederatedPreferences) -> bool:
+    return any(len(c.test) for clients in data.clients.values() for c in clients)
+
+
+def _nothing_to_test(config: ExperimentConfig) -> UserError:
+    """The error, with the ways to ask that can test something with these data."""
+    able = []
+    for queries in ("by-prompt", "known-items", "new-items"):
+        other = config.evaluation.model_copy(update={"queries": queries})
+        with contextlib.suppress(UserError):
+            if _is_asked(load_preferences(config.model_copy(update={"evaluation": other}))):
+                able.append(f"evaluation.queries={queries}")
+    problem = f"nothing can be tested with {config.evaluation.queries}: nobody is left with a pair to be asked"
+    if config.evaluation.queries == "by-prompt":
+        problem += " (each person's pairs are of one prompt)"
+    remedy = " or ".join([*([f"set {' or '.join(able)}"] if able else []), "give people pairs of several prompts"])
+    return UserError(problem, remedy, file=config.data.path, field="evaluation.queries")
 
 
 @dataclass
@@ -113,10 +152,19 @@ class Recording:
 
 
 @contextlib.contextmanager
-def recorded(config: ExperimentConfig, folder: Path, console: Console) -> Iterator[Recording]:
-    """While open, rounds are written down in the run folder, and signals end the training after a round."""
+def recorded(
+    config: ExperimentConfig, folder: Path, console: Console, fingerprint: Mapping[str, str]
+) -> Iterator[Recording]:
+    """While open, rounds are written down in the run folder, and signals end the training after a round.
+
+    Args:
+        fingerprint: of the data and features; every checkpoint carries it.
+
+    Raises:
+        UserError: the checkpoint to go on from was made with others.
+    """
     name, total = config.method.name, config.federation.rounds
-    state, spent = _last_checkpoint(config, folder, console)
+    state, spent = _last_checkpoint(config, folder, console, fingerprint)
     log = _RoundLog(folder, config, 0 if state is None else state.server.round)
     remedy = f"go on with `--out {folder} --resume`"
     with StopSignals(remedy) as stop, RoundProgress(console, name, total, log.round) as progress, log:
@@ -129,7 +177,7 @@ def recorded(config: ExperimentConfig, folder: Path, console: Console) -> Iterat
             last = report.round == total
             if last or stop.received or report.round % config.output.checkpoint_every == 0:
                 log.sync()
-                extra = {"seconds": spent, "epsilon": plain(report.epsilon)}
+                extra = {"seconds": spent, "epsilon": plain(report.epsilon), "fingerprint": dict(fingerprint)}
                 checkpoint.save(folder / runs.CHECKPOINTS, now, extra)
             if last:
                 stop.final()
@@ -139,7 +187,7 @@ def recorded(config: ExperimentConfig, folder: Path, console: Console) -> Iterat
 
 
 def _last_checkpoint(
-    config: ExperimentConfig, folder: Path, console: Console
+    config: ExperimentConfig, folder: Path, console: Console, fingerprint: Mapping[str, str]
 ) -> tuple[TrainingState | None, list[float]]:
     """The state to go on from (None: the beginning), and the seconds of the rounds before it."""
 
@@ -150,6 +198,7 @@ def _last_checkpoint(
     if found is None:
         return None, []
     state, extra = found
+    fingerprints.check(extra["fingerprint"], fingerprint, folder)
     text = f"resuming after round {state.server.round} of {config.federation.rounds}"
     console.print(text, highlight=False, soft_wrap=True)
     return state, list(extra["seconds"])
@@ -213,8 +262,10 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, allow_nan=False) + "\n"
 
 
-def selector_of(config: ExperimentConfig, prepared: Prepared, measured: MethodRun) -> Selector:
-    """The selector that a trained method leaves behind."""
+def selector_of(
+    config: ExperimentConfig, prepared: Prepared, measured: MethodRun, fingerprint: Mapping[str, str]
+) -> Selector:
+    """The selector that a trained method leaves behind, with the fingerprint of what it was trained on."""
     assert measured.training is not None
     setup = prepared.setup(config)
     backbone = open_backbone(config.backbone, cache_dir(config), config.federation.device)
@@ -229,8 +280,31 @@ def selector_of(config: ExperimentConfig, prepared: Prepared, measured: MethodRu
         backbone=dict(backbone.identity),
         default_inference=default_inference(measured.rows),
         rating_scale=prepared.data.rating_scale,
+        fingerprint=dict(fingerprint),
     )
-    return Selector(Parameters.of(measured.training.server, prepared.standardizer), info)
+    selector = Selector(Parameters.of(measured.training.server, prepared.standardizer), info)
+    scale = reward_scale(selector, prepared)
+    return Selector(selector.parameters, info.model_copy(update={"reward_scale": scale}))
+
+
+def reward_scale(selector: Selector, prepared: Prepared) -> tuple[float, float] | None:
+    """Mean and standard deviation of bounded rewards of what seen users train on, each inferred from its own pairs.
+
+    Up to `RATED` users, the first in their order. None where there are no rewards (choice logits), or where privacy is
+    on: these are figures of single users' data that its account does not cover.
+    """
+    if selector.info.config.privacy.on or selector.info.config.backbone.choice_logits:
+        return None
+    found = []
+    for client in prepared.data.clients["seen"][:RATED]:
+        index = client.train.index
+        judged = [(prepared.data.pairs[i], y) for i, y in zip(index.tolist(), client.train.y.tolist(), strict=True)]
+        latent = latent_of(selector.infer_pairs(judged), selector.dtype)
+        items = prepared.pool.items[prepared.pool.pairs[index].flatten()].to(selector.dtype)
+        found.append(bounded(log_odds(selector.predictor, items, latent)))
+    rewards = torch.cat(found)
+    deviation = float(rewards.std(correction=0))
+    return (float(rewards.mean()), deviation) if deviation > 0 else None
 
 
 def default_inference(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:

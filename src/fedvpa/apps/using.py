@@ -10,14 +10,17 @@ from typing import Any
 from fedvpa.apps import runs
 from fedvpa.config import ExperimentConfig, load_config
 from fedvpa.errors import UserError
-from fedvpa.evaluation.experiment import MethodRun, Prepared, add_rows, encode
+from fedvpa.evaluation.encoding import readable
+from fedvpa.evaluation.experiment import MethodRun, Prepared, add_rows
 from fedvpa.evaluation.protocol import make_panel
 from fedvpa.evaluation.result_files import check_results, plain
 from fedvpa.federation.rounds import ClientData
 from fedvpa.methods.base import Pool
 from fedvpa.preferences.examples import read_examples
+from fedvpa.preferences.fingerprint import TRAINED, fingerprint_of
 from fedvpa.preferences.jsonl import candidate_of
 from fedvpa.preferences.lines import read_rows
+from fedvpa.preferences.schema import FederatedPreferences
 from fedvpa.preferences.sources import load_preferences
 from fedvpa.selector import Selector
 from fedvpa.user import User
@@ -45,12 +48,16 @@ def evaluate(selector: Selector, config: ExperimentConfig, own: ExperimentConfig
     """Measures a selector, with the inference that its own validation users chose, and as results.json would say it.
 
     Args:
-        config: what to measure it on; own: the configuration that it was trained with. Where the data differ, none of
-            the users has taken part in training: all that have queries are reported as ``unseen``.
+        config: what to measure it on; own: the configuration that it was trained with. Where the people who trained
+            are not those of the data, all that have queries are reported as ``unseen``.
+
+    Raises:
+        UserError: no user can be asked, the backbone is not the selector's, or the data of the training have changed.
     """
     data = load_preferences(config)
-    features = encode(config, data)
-    other = (config.data, config.seed) != (own.data, own.seed)
+    assert selector.backbone is not None  # it is the one of the training, else this raises
+    other = _other_people(selector, data, config, own)
+    data, features = readable(config, data)
     populations = {p: c for p, c in data.clients.items() if p != "validation"}
     if other:
         populations = {"unseen": tuple(c for clients in populations.values() for c in clients)}
@@ -69,9 +76,31 @@ def evaluate(selector: Selector, config: ExperimentConfig, own: ExperimentConfig
         row["default"] = row["inference"] == selector.inference_for(row["context_size"] or 0)
     notes = list(features.report.notes)
     if other:
-        notes.append("None of these users took part in training; all are reported as unseen.")
+        notes.append("These are not the data that the selector was trained on; all users are reported as unseen.")
     results = runs.combine(config, data, notes, measured.rows, measured.scores, measured.switching, {})
     return check_results(plain(results))
+
+
+def _other_people(
+    selector: Selector, data: FederatedPreferences, config: ExperimentConfig, own: ExperimentConfig
+) -> bool:
+    """Whether a selector was trained on other people's judgements than the training clients' of these data.
+
+    Raises:
+        UserError: it was, although the configuration names the data of the training: they have changed, or other people
+            would count as seen.
+    """
+    trained = selector.info.fingerprint.get(TRAINED)
+    if trained == fingerprint_of(data)[TRAINED]:
+        return False
+    if trained is None or (config.data, config.seed) != (own.data, own.seed):
+        return True
+    if config.federation != own.federation:
+        problem = "other people would count as seen than those who trained"
+        raise UserError(problem, "leave the numbers of clients as they were in training", field="federation")
+    problem = "the data have changed since the selector was trained on them"
+    remedy = "put the former ones back; or evaluate on a copy, with data.path=COPY: all its users count as unseen"
+    raise UserError(problem, remedy, file=config.data.path, field="data")
 
 
 def personalize(selector: Selector, examples: Path, inference: str | None = None, user: User | None = None) -> User:

@@ -14,6 +14,7 @@ from fedvpa.backbone.features import TextEncoder
 from fedvpa.backbone.models import choose_dtype, locate
 from fedvpa.backbone.sentence import SentenceBackbone, sentence_dtype
 from fedvpa.backbone.store import OpenStore, Store
+from fedvpa.backbone.tokens import Text
 from fedvpa.config import BackboneConfig
 from fedvpa.errors import UserError
 
@@ -42,6 +43,9 @@ class Backbones(TextEncoder):
         for i, block in enumerate(self.blocks):
             found += block.parts(items, progress, [blocks[i] for blocks in others])
         return found
+
+    def read(self, items: Sequence[Item]) -> list[list[Text]]:
+        return [texts for block in self.blocks for texts in block.read(items)]
 
     def close(self) -> None:
         for block in self.blocks:

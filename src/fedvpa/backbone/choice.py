@@ -12,7 +12,7 @@ from torch import Tensor
 from fedvpa.backbone.extract import Item
 from fedvpa.backbone.forward import FrozenLM, pool
 from fedvpa.backbone.packing import Batch
-from fedvpa.backbone.tokens import Renderer, Text
+from fedvpa.backbone.tokens import Renderer, Text, kept
 from fedvpa.errors import UserError
 from fedvpa.preferences.schema import Message, Prompt
 
@@ -50,11 +50,33 @@ class ChoiceExtractor:
 
 
 def choice_texts(renderer: Renderer, items: Sequence[Item], max_tokens: int) -> list[Text]:
-    """The choice prompt of each item, with its two responses in the order shown."""
+    """The choice prompt of each item, with its two responses in the order shown.
+
+    Where it is too long, the dialogue keeps its last tokens, at least half of what is left beside the question; of the
+    other half each response keeps its first tokens. The question itself is always whole.
+    """
     rendered = {p: _around(renderer, p) for p in dict.fromkeys(i.prompt for i in items)}
     heads = [rendered[i.prompt][0] for i in items]
     tails = [_TAIL.format(a=i.responses[0], b=i.responses[1]) + rendered[i.prompt][1] for i in items]
-    return renderer.tokenize(heads, tails, max_tokens)
+    whole = renderer.tokenize(heads, tails, 2**31)
+    return [
+        text
+        if len(text.prompt) + len(text.response) <= max_tokens
+        else _shortened(renderer, text, item, end, max_tokens)
+        for text, item, end in zip(whole, items, (rendered[i.prompt][1] for i in items), strict=True)
+    ]
+
+
+def _shortened(renderer: Renderer, text: Text, item: Item, end: str, most: int) -> Text:
+    """A choice prompt that is too long, with its responses cut; ``end``: what stands behind the question."""
+    before, between, behind = _TAIL.split("{a}")[0], *_TAIL.split("{a}")[1].split("{b}")
+    first, middle, last, a, b = renderer.ids([before, between, behind + end, *item.responses])
+    room = max(most - len(first) - len(middle) - len(last), 3)
+    prompt, responses = kept(len(text.prompt), len(a) + len(b), room)
+    one = min(len(a), max(responses // 2, responses - len(b)))
+    tail = [*first, *a[:one], *middle, *b[: responses - one], *last]
+    cut = len(text.prompt) - prompt + len(a) + len(b) - responses
+    return Text(text.prompt[len(text.prompt) - prompt :], tuple(tail), cut)
 
 
 def answer_logits(lm: FrozenLM, hidden: Tensor, batch: Batch) -> Tensor:

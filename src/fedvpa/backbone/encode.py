@@ -17,17 +17,17 @@ from fedvpa.backbone.choice import ChoiceExtractor
 from fedvpa.backbone.extract import Extraction, Extractor, Item, View, extract
 from fedvpa.backbone.features import EncodeReport, Features, ItemFeatures, TextEncoder
 from fedvpa.backbone.forward import FrozenLM, pool
-from fedvpa.backbone.models import ResolvedModel, choose_device, choose_dtype, layer_index, resolve
+from fedvpa.backbone.models import ResolvedModel, choose_device, choose_dtype, layer_index, load_tokenizer, resolve
 from fedvpa.backbone.packing import Batch
 from fedvpa.backbone.store import OpenStore, Store, Vectors
-from fedvpa.backbone.tokens import Text
+from fedvpa.backbone.tokens import Renderer, Text
 from fedvpa.config import BackboneConfig
 from fedvpa.errors import UserError
 from fedvpa.preferences.schema import Pair
 
 __all__ = ["Backbone", "EncodeReport", "FeatureExtractor", "Features", "ItemFeatures", "OneModel", "base_identity"]
 
-_TEMPLATE = "chat-template, empty system, else HH; prompt and response tokenised apart; v1"
+_TEMPLATE = "chat-template, empty system, else HH; prompt and response tokenised apart; v2"
 
 
 def base_identity(model: ResolvedModel, dtype: torch.dtype, max_tokens: int) -> dict[str, Any]:
@@ -62,6 +62,13 @@ class OneModel(TextEncoder):
             for store in self._stores.values():
                 store.close()
             self._stores.clear()
+
+    def read(self, items: Sequence[Item]) -> list[list[Text]]:
+        return [self._tokens(items)]
+
+    @abstractmethod
+    def _tokens(self, items: Sequence[Item]) -> list[Text]:
+        """What the model reads of each item."""
 
     @property
     @abstractmethod
@@ -124,6 +131,9 @@ class Backbone(OneModel):
             views.append(other._view(other._features))
         return [self._run(self._features, items, progress, views)]
 
+    def _tokens(self, items: Sequence[Item]) -> list[Text]:
+        return self._renderer.responses([(i.prompt, i.responses[0]) for i in items], self.max_tokens)
+
     def _base_logits(self, pairs: Sequence[Pair], progress: bool) -> tuple[Tensor, Extraction] | None:
         if not self.config.choice_logits:
             return None
@@ -131,6 +141,10 @@ class Backbone(OneModel):
         done = self._run(self._choice, orders, progress)
         shown = done.vectors.view(len(pairs), 2)
         return (shown[:, 0] - shown[:, 1]) / 2, done
+
+    @cached_property
+    def _renderer(self) -> Renderer:
+        return Renderer(load_tokenizer(self.model))
 
     @property
     def _base_identity(self) -> Mapping[str, Any]:

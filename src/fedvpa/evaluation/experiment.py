@@ -15,7 +15,7 @@ from fedvpa.config import ExperimentConfig
 from fedvpa.errors import UserError
 from fedvpa.evaluation import diagnostics
 from fedvpa.evaluation.compare import PairScores
-from fedvpa.evaluation.encoding import encode, tokenize
+from fedvpa.evaluation.encoding import readable, tokenize
 from fedvpa.evaluation.protocol import Panel, make_panel, measure, measure_leaking, score_predictions
 from fedvpa.federation import privacy
 from fedvpa.federation.moments import Standardizer
@@ -106,7 +106,8 @@ def prepare(
         data, features: where they are already there (another seed of the same pool has the same features).
     """
     data = load_preferences(config) if data is None else data
-    features = encode(config, data) if features is None else features
+    if features is None:
+        data, features = readable(config, data)
     dtype = torch_dtype(config)
     messages = [privacy.moments_of(features.of_client(c), config) for c in data.clients["seen"]]
     standardizer = privacy.standardizer_of(messages, config)

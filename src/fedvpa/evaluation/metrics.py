@@ -49,7 +49,8 @@ def group_means(values: Tensor, groups: Tensor, count: int) -> list[float | None
 
 def active_units(means: Tensor, threshold: float = 0.005) -> float:
     """Share of latent dimensions whose posterior mean varies over users. means: (users, dim), at least two users."""
-    return float((means.var(0) > threshold).double().mean())
+    spread = means.var(0) if len(means) > 1 else torch.zeros(means.shape[1])  # one user varies in nothing
+    return float((spread > threshold).double().mean())
 
 
 def purity(labels: Tensor, groups: Tensor) -> float | None:

@@ -15,13 +15,14 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from fedvpa.errors import UserError
 from fedvpa.federation.rounds import TrainingState
 from fedvpa.methods.base import ServerState
 
 KEPT = 2
 """How many checkpoints stay on disk: if the newest is damaged, there is one before it."""
 
-_FORMAT = 1
+_FORMAT = 2
 _TENSORS, _VALUES = "state.safetensors", "state.json"
 
 
@@ -66,6 +67,9 @@ def load(
     Args:
         folder: the run's ``checkpoints/``.
         warn: told about each damaged checkpoint that was passed over.
+
+    Raises:
+        UserError: a checkpoint of another version's format.
     """
     for path in checkpoints(folder):
         found = _read(path)
@@ -94,8 +98,12 @@ def _read(path: Path) -> tuple[TrainingState, dict[str, Any]] | str:
     try:
         blob, text = (path / _TENSORS).read_bytes(), (path / _VALUES).read_bytes()
         head = json.loads(text)
-        if not isinstance(head, dict) or head.get("format") != _FORMAT:
+        if not isinstance(head, dict) or not isinstance(head.get("format"), int):
             return "unknown format"
+        if head["format"] != _FORMAT:
+            problem = f"format {head['format']}, this version reads {_FORMAT}"
+            remedy = "go on with the version of fedvpa that wrote it, or begin again with --overwrite"
+            raise UserError(problem, remedy, file=path)
         if head["sha256"] != hashlib.sha256(blob).hexdigest():
             return "its checksum differs"
         return _restore(safetensors.torch.load(blob), head["state"]), head["extra"]

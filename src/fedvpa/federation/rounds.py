@@ -16,6 +16,7 @@ from torch import Tensor
 from fedvpa.config import ExperimentConfig
 from fedvpa.federation import faults, privacy
 from fedvpa.federation.aggregate import ServerOptimizer, concatenate, initial_moments, server_step
+from fedvpa.federation.divergence import Divergence
 from fedvpa.federation.reception import Reception, receive
 from fedvpa.methods.base import (
     ClientBatch,
@@ -381,12 +382,14 @@ def train(
         state: where to go on (a checkpoint); None starts afresh.
 
     Raises:
-        UserError: privacy is on, and the method sends what the account does not cover.
+        UserError: privacy is on, and the method sends what the account does not cover; or the training diverges.
     """
     privacy.check(method, config)
-    state = state or start(method, config, len(data))
+    state, divergence = state or start(method, config, len(data)), Divergence(config)
     while state.server.round < config.federation.rounds:
-        state, report = one_round(method, config, data, state)
+        with divergence.within(state.server.round):
+            state, report = one_round(method, config, data, state)
+        divergence.check(state.server, report.metrics)
         if callback is not None:
             callback(report, state)
     return state

@@ -23,13 +23,16 @@ from fedvpa.methods.registry import class_of
 from fedvpa.network import messages
 from fedvpa.network.messages import Refusal, Reply, Stamp
 from fedvpa.network.node import Node, check_method
-from fedvpa.network.state import PrivateStore, node_secret
+from fedvpa.network.state import KnownData, PrivateStore, node_secret
 from fedvpa.network.tasks import Task, check_task, inferences_of, read_clusters, read_task
 from fedvpa.preferences.schema import Client
 from fedvpa.preferences.seeding import generator
 
 REFUSED = 1
 """Code of an error reply whose reason says what was refused; other codes are Flower's own."""
+
+
+CHANGED = "its data have changed since round 0"
 
 
 def client_app(open_node: Callable[[Context], Node]) -> ClientApp:
@@ -62,16 +65,21 @@ def enroll(node: Node, content: RecordDict) -> RecordDict:
     head = content.get("task")
     if not isinstance(head, ConfigRecord) or head.get("protocol") != messages.PROTOCOL:
         raise Refusal("not a task of this protocol; use one version of fedvpa everywhere")
+    _same_features(node, str(head["features"]))
     stamp = Stamp(str(head["training"]), int(str(head["round"])))
     store = PrivateStore(node.state_dir, stamp.training)
     for name in node.names:
         store.rewind(name, stamp.round)
+    changed = _changed(node, stamp.training, node.names)
+    keep = [i for i, name in enumerate(node.names) if name not in changed]
     pairs = _counts(node.clients)
     # How much a user holds is the user's own business where privacy is on.
     arrays = {"pairs": torch.ones_like(pairs) if node.config.privacy.on else pairs}
     arrays |= messages.moments_arrays(node.moments())
+    arrays = {k: v[keep] for k, v in arrays.items()}
     fields = messages.enroll_fields(node.dim, node.config)
-    return messages.write_reply(Reply(node.names, arrays, {}), fields, declared.problems(arrays, fields), stamp)
+    reply = Reply(tuple(node.names[i] for i in keep), arrays, dict.fromkeys(sorted(changed), CHANGED))
+    return messages.write_reply(reply, fields, declared.problems(arrays, fields), stamp)
 
 
 def train(node: Node, content: RecordDict) -> RecordDict:
@@ -128,12 +136,28 @@ def evaluate(node: Node, content: RecordDict) -> RecordDict:
 
 def _here(node: Node, task: Task) -> tuple[tuple[str, ...], Tensor, list[Client], dict[str, str]]:
     """The task's users who are (still) here, their ids and pairs, and why others are not."""
+    changed = _changed(node, task.training, task.users)
     found = [(user, i, node.client(user)) for user, i in zip(task.users, task.ids.tolist(), strict=True)]
-    here = [(user, i, client) for user, i, client in found if client is not None]
+    here = [(user, i, client) for user, i, client in found if client is not None and user not in changed]
     gone = {user: "the user is not here" for user, _, client in found if client is None}
+    gone |= dict.fromkeys(sorted(changed), CHANGED)
     if not here:
-        raise Refusal("none of the users is here")
+        raise Refusal(CHANGED if changed else "none of the users is here")
     return tuple(u for u, _, _ in here), torch.tensor([i for _, i, _ in here]), [c for _, _, c in here], gone
+
+
+def _changed(node: Node, training: str, users: Sequence[str]) -> set[str]:
+    """Those of the users here whose data are others than when they first took part in the training."""
+    changed = KnownData(node.state_dir, training).changed(node.fingerprints(users))
+    if changed:
+        remedy = "put the former data back, or begin a new training"
+        print(f"error: the data of {len(changed)} users have changed since round 0; {remedy}", flush=True)
+    return changed
+
+
+def _same_features(node: Node, known_by: str) -> None:
+    if known_by and node.known_by and known_by != node.known_by:
+        raise Refusal("the features are those of other backbone files; give both ends one backbone")
 
 
 def _counts(clients: Sequence[Client]) -> Tensor:
@@ -144,5 +168,6 @@ def _counts(clients: Sequence[Client]) -> Tensor:
 def _method(node: Node, task: Task) -> Method:
     """The method with the task's sizes, if the task is one of its own model's."""
     method = node.method(class_of(node.config), task.clients, task.clusters)
+    _same_features(node, task.features)
     check_task(task, method.init_server(generator(node.config.seed, "init")).theta, node.dim)
     return method

@@ -31,7 +31,7 @@ from fedvpa.federation.declared import Field, Fields
 from fedvpa.federation.moments import Moments
 from fedvpa.methods.base import Upload
 
-PROTOCOL = 2
+PROTOCOL = 3
 ENROLL, TRAIN, EVALUATE = "query.enroll", "train", "evaluate"
 MAX_FEATURES = 2**16
 MAX_FEATURE = 1e6

@@ -18,6 +18,7 @@ from fedvpa.federation.privacy import moments_of
 from fedvpa.federation.rounds import ClientData
 from fedvpa.methods.base import Method, Pool, Setup, torch_dtype
 from fedvpa.methods.registry import CLASSES
+from fedvpa.preferences.fingerprint import client_fingerprint
 from fedvpa.preferences.schema import Client, FederatedPreferences, LabelledPairs
 
 NO_SELECTOR = "people's vectors are fitted anew each time, so there is no selector to deploy"
@@ -63,6 +64,7 @@ class Node:
         data: the preferences that they come from; features: of all its pairs.
         state_dir: where private state is kept.
         texts: all pairs as tokens, where the method needs them.
+        known_by: what the features are known by (`apps.fingerprints.shared_features`); empty: they are not compared.
     """
 
     config: ExperimentConfig
@@ -72,6 +74,7 @@ class Node:
     features: Features
     state_dir: Path
     texts: PairTexts | None = None
+    known_by: str = ""
 
     @property
     def dim(self) -> int:
@@ -80,6 +83,11 @@ class Node:
 
     def client(self, name: str) -> Client | None:
         return dict(zip(self.names, self.clients, strict=True)).get(name)
+
+    def fingerprints(self, users: Sequence[str]) -> dict[str, str]:
+        """Per user that is here what its data are known by."""
+        found = {user: self.client(user) for user in users}
+        return {user: client_fingerprint(client, self.data) for user, client in found.items() if client is not None}
 
     def moments(self) -> list[Moments]:
         """Per user the message of round 0."""

@@ -50,14 +50,17 @@ class Nodes:
         grid: Flower's way to them.
         config: the experiment; both ends have the same.
         faults: where faults are noted; say: told what a person should know.
+        known_by: what the features are known by; empty: they are not compared.
 
     Attributes:
         held: per node the users that it answers for.
         enrolled: per user the number of its training pairs and its moments, as they came.
     """
 
-    def __init__(self, grid: Grid, config: ExperimentConfig, faults: Faults, say: Callable[[str], None]) -> None:
-        self.grid, self.config, self.faults, self.say = grid, config, faults, say
+    def __init__(
+        self, grid: Grid, config: ExperimentConfig, faults: Faults, say: Callable[[str], None], known_by: str = ""
+    ) -> None:
+        self.grid, self.config, self.faults, self.say, self.known_by = grid, config, faults, say, known_by
         self.held: dict[int, tuple[str, ...]] = {}
         self.enrolled: dict[str, tuple[int, Moments]] = {}
         self._asked: dict[int, int] = {}
@@ -69,7 +72,7 @@ class Nodes:
         self._asked = {node: times for node, times in self._asked.items() if node in present}
         new = [n for n in sorted(present) if n not in self.held and self._asked.get(n, 0) < ATTEMPTS]
         stamp = Stamp(training, round)
-        head = ConfigRecord({"protocol": PROTOCOL, **stamp._asdict()})
+        head = ConfigRecord({"protocol": PROTOCOL, **stamp._asdict(), "features": self.known_by})
         for node in new:
             self._asked[node] = self._asked.get(node, 0) + 1
         asked = {node: RecordDict({"task": head}) for node in new}

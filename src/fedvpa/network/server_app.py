@@ -21,6 +21,7 @@ from fedvpa.errors import UserError
 from fedvpa.evaluation.experiment import clusters_of
 from fedvpa.federation import declared, privacy
 from fedvpa.federation.aggregate import concatenate
+from fedvpa.federation.divergence import Divergence
 from fedvpa.federation.reception import without_outliers
 from fedvpa.federation.rounds import (
     Callback,
@@ -53,6 +54,7 @@ def connect(
     users: int | None = None,
     groups: int = 0,
     say: Callable[[str], None] = print,
+    known_by: str = "",
 ) -> Server:
     """The server of a run, with the session of its folder or a new one (round 0). Waits until there are nodes enough.
 
@@ -64,6 +66,8 @@ def connect(
         users: the number of users without whom training does not begin; None: whoever the nodes hold.
         groups: the number of true groups where it is known (simulations).
         say: told what a person should know.
+        known_by: what the features here are known by (`apps.fingerprints.shared_features`); nodes with others are
+            left out.
 
     Raises:
         UserError: a method that does not train over a network, too few nodes or users within `network.wait`, or a
@@ -71,7 +75,7 @@ def connect(
     """
     check_method(config)
     limits, place = config.network, folder / FOLDER
-    nodes = Nodes(grid, config, Faults(place), say)
+    nodes = Nodes(grid, config, Faults(place), say, known_by)
     session = Session.load(place)
     training, end = new_name() if session is None else session.training, time.monotonic() + limits.wait
     say(f"waiting for {limits.min_nodes} nodes; each computes the features of its pairs, and keeps them")
@@ -123,16 +127,19 @@ class Server:
             data: not used: the data is at the nodes.
 
         Raises:
-            UserError: a round has too few sound uploads, however often it is asked again, or privacy is on and the
-                method sends what the account does not cover.
+            UserError: a round has too few sound uploads, however often it is asked again, privacy is on and the
+                method sends what the account does not cover, or the training diverges.
         """
         privacy.check(method, config)
         state = replace(state or start(method, config, len(self.session.users)), private={})
+        divergence = Divergence(config)
         while state.server.round < config.federation.rounds:
             began = time.perf_counter()
             upload = self._round(method, state)
             down = method.download_bytes(method.broadcast(state.server))
-            state = aggregate(method, config, state, upload)
+            with divergence.within(state.server.round):
+                state = aggregate(method, config, state, upload)
+            divergence.check(state.server, mean_metrics(upload))
             if callback is not None:
                 seconds = time.perf_counter() - began
                 up = upload.bytes_per_client()
@@ -260,6 +267,7 @@ class Server:
                     torch.tensor(mine),
                     download,
                     self.session.standardizer,
+                    self.nodes.known_by,
                 )
         return tasks
 

@@ -6,21 +6,55 @@ back to its last checkpoint, so a client has to go back with it: it keeps the st
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 
-from fedvpa.evaluation.result_files import write_bytes
+from fedvpa.evaluation.result_files import write_bytes, write_text
 from fedvpa.methods.base import Private
 from fedvpa.preferences.seeding import derive_seed
 
 _PATTERN = "round-[0-9]*.safetensors"
+DATA = "data.json"
+"""In a node's state folder: what its users' data are known by."""
 SECRET = "secret"
 """In a node's state folder: random bytes that its noise derives from."""
+
+
+class KnownData:
+    """What the data of a node's users were known by when they first took part in a training.
+
+    Args:
+        folder: the node's ``state-dir``; training: name of the training. Another one begins anew.
+    """
+
+    def __init__(self, folder: str | Path, training: str) -> None:
+        self.path, self.training = Path(folder) / DATA, training
+        try:
+            known = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            known = {}
+        self.users: dict[str, str] = dict(known["users"]) if known.get("training") == training else {}
+
+    def changed(self, now: Mapping[str, str]) -> set[str]:
+        """The users whose data are others than at first; those that are new are remembered.
+
+        Args:
+            now: per user the fingerprint of its data.
+        """
+        new = {user: found for user, found in now.items() if user not in self.users}
+        if new:
+            self.users |= new
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_text(self.path, json.dumps({"training": self.training, "users": self.users}) + "\n")
+        return {user for user, found in now.items() if self.users[user] != found}
 
 
 class PrivateStore:
@@ -98,16 +132,21 @@ class PrivateStore:
 
 def is_state_folder(folder: Path) -> bool:
     """Whether a folder is a node's ``state-dir`` that holds somebody's state."""
-    return any(folder.glob(f"*/{_PATTERN}"))
+    return (folder / DATA).is_file() or any(folder.glob(f"*/{_PATTERN}"))
 
 
-def forget_user(folder: Path, user: str) -> Path | None:
-    """Deletes the private state of a user (by pseudonym) from a ``state-dir``; None where there is none."""
-    mine = folder / user
-    if not mine.is_dir():
-        return None
-    shutil.rmtree(mine)
-    return mine
+def forget_user(folder: Path, user: str) -> list[Path]:
+    """Deletes what a ``state-dir`` holds about a user (by pseudonym); returns where that was."""
+    found, mine = [], folder / user
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads((folder / DATA).read_text(encoding="utf-8"))
+        if known["users"].pop(user, None) is not None:
+            write_text(folder / DATA, json.dumps(known) + "\n")
+            found.append(folder / DATA)
+    if mine.is_dir():
+        shutil.rmtree(mine)
+        found.append(mine)
+    return found
 
 
 def node_secret(folder: str | Path, training: str) -> int:

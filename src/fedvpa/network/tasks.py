@@ -33,6 +33,7 @@ class Task:
             ascending.
         download: what they receive; its labels (and rows of a compressed prior) are theirs alone.
         standardizer: how features are standardised.
+        features: what they are known by (`apps.fingerprints.shared_features`); empty: they are not compared.
     """
 
     training: str
@@ -43,6 +44,7 @@ class Task:
     ids: Tensor
     download: Download
     standardizer: Standardizer
+    features: str = ""
 
     @property
     def stamp(self) -> Stamp:
@@ -60,6 +62,7 @@ def write_task(task: Task) -> RecordDict:
         "clusters": task.clusters,
         "users": list(task.users),
         "ids": task.ids.tolist(),
+        "features": task.features,
     }
     arrays: dict[str, Tensor] = {f"{_STANDARDIZER}{k}": v for k, v in task.standardizer._asdict().items()}
     for field in fields(Download):
@@ -180,6 +183,7 @@ def _task(head: ConfigRecord, arrays: Mapping[str, Tensor]) -> Task:
         ids,
         Download(**values),
         Standardizer(arrays[f"{_STANDARDIZER}mean"], arrays[f"{_STANDARDIZER}scale"]),
+        str(head["features"]),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -132,9 +133,9 @@ def strength_of(row: Row, path: Path, line: int) -> float | None:
     return strength
 
 
-def item_of(row: Row, path: Path, line: int) -> Item:
+def item_of(row: Row, path: Path, line: int, counts: Counter[str] | None = None) -> Item:
     """The item in the cells ``prompt`` and ``text``."""
-    return Item(*one_response(row, "text", path, line))
+    return Item(*one_response(row, "text", path, line, counts))
 
 
 def _nan(value: Any) -> bool:

@@ -46,7 +46,7 @@ def read_choices(
         strength = strength_of(row, path, line)
         return Judgement(user, first, second, 0 if strength == 0 else value, strength)
 
-    two = _reader(layout, columns, items)
+    two = _reader(layout, columns, items, counts)
     rows = table_rows(table, by_role(parse, columns, table.typed), on_invalid, counts)
     told_apart = [r for r in rows if r.first != r.second]
     counts["choices between equal texts"] += len(rows) - len(told_apart)
@@ -59,13 +59,15 @@ def read_choices(
     return decided
 
 
-def _reader(layout: Layout, columns: Mapping[str, str], items: ItemTable | None) -> Callable[[Row, Path, int], Two]:
+def _reader(
+    layout: Layout, columns: Mapping[str, str], items: ItemTable | None, counts: Counter[str]
+) -> Callable[[Row, Path, int], Two]:
     def chosen(row: Row, path: Path, line: int) -> Two:
-        prompt, one, two = preference_of(row, path, line)
+        prompt, one, two = preference_of(row, path, line, counts)
         return Item(prompt, one), Item(prompt, two), 1
 
     def texts(row: Row, path: Path, line: int) -> Two:
-        prompt, one, two = two_responses(row, "a", "b", path, line)
+        prompt, one, two = two_responses(row, "a", "b", path, line, counts)
         return Item(prompt, one), Item(prompt, two), preferred_of(row, (columns["a"], columns["b"]), path, line)
 
     def ids(row: Row, path: Path, line: int) -> Two:

@@ -60,8 +60,10 @@ def messages_of(value: Any, field: str, path: Path, line: int) -> Prompt:
 
 
 def prompt_of_text(text: str) -> Prompt:
-    """A prompt that is text: HH's dialogue up to ``Assistant:``, or one user turn."""
-    found = parse_dialogue(text)
+    """A prompt that is text: HH's dialogue, up to ``Assistant:`` or without it, or one user turn."""
+    found = parse_loosely(text)
+    if found is None and text.startswith(_HUMAN):
+        found = parse_dialogue(f"{text}{_ASSISTANT}")
     return found[0] if found and not found[1] and found[0] else (Message("user", text),)
 
 
@@ -81,17 +83,9 @@ def parse_dialogue(text: str) -> tuple[Prompt, str] | None:
     return tuple(messages), response.strip()
 
 
-def joined(prompt: Prompt, head: Prompt) -> Prompt:
-    """The dialogue of a prompt and the turns before a response, which may repeat the prompt after system turns."""
-    given, own = _without_system(prompt), _without_system(head)
-    if own[: len(given)] != given:
-        return prompt + head
-    return (head[: len(head) - len(own)] or prompt[: len(prompt) - len(given)]) + own
-
-
-def _without_system(turns: Prompt) -> Prompt:
-    start = next((i for i, m in enumerate(turns) if m.role != "system"), len(turns))
-    return turns[start:]
+def parse_loosely(text: str) -> tuple[Prompt, str] | None:
+    """`parse_dialogue`, whatever white space stands before the first turn: many files have lost it."""
+    return parse_dialogue(f"\n\n{text.lstrip()}" if text.lstrip().startswith(_HUMAN.strip()) else text)
 
 
 def _turn(item: Any, place: str, path: Path, line: int) -> tuple[str, Any]:

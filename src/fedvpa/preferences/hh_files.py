@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedvpa.errors import UserError
+from fedvpa.preferences.dialogues import parse_dialogue
 from fedvpa.preferences.hub import is_hub_id, load_hub_rows
-from fedvpa.preferences.jsonl import parse_dialogue
 from fedvpa.preferences.lines import OnInvalid, Row, read_rows, text_field
 from fedvpa.preferences.schema import Pair
 

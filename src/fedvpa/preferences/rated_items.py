@@ -44,7 +44,7 @@ def read_items(path: Path, data: DataConfig, counts: Counter[str]) -> ItemTable:
     found: dict[str, tuple[Item, int]] = {}
 
     def parse(row: Row, path: Path, line: int) -> None:
-        _remember(found, name_of(row, "item", path, line), item_of(row, path, line), path, line)
+        _remember(found, name_of(row, "item", path, line), item_of(row, path, line, counts), path, line)
 
     table_rows(table, by_role(parse, columns, table.typed), data.on_invalid, counts)
     return ItemTable(path, {name: item for name, (item, _) in found.items()})
@@ -89,7 +89,7 @@ def read_ratings(
         if items is not None:
             item = items.find(name_of(row, "item", path, line), "item", path, line)
         else:
-            item = item_of(row, path, line)
+            item = item_of(row, path, line, counts)
             if "item" in row:
                 _remember(own, name_of(row, "item", path, line), item, path, line)
         truth = truth_of(row, field)

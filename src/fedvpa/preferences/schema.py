@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -220,11 +220,41 @@ class FederatedPreferences:
         """All distinct items, `items` first, and the rows (pairs, 2) of each pair's a and b among them."""
         return item_rows(self.pairs, self.items)
 
+    def without_pairs(self, gone: Tensor) -> FederatedPreferences:
+        """The same, but nobody trains on the pairs `gone` (pairs,) bool, or is asked them; the pool keeps its rows.
+
+        A choice that is one of them goes, too. Clients that have nothing left to train on (or, held out, nothing to be
+        asked) are left out.
+        """
+        _, rows = self.item_rows
+        twins = {frozenset(ends) for ends in rows[gone].tolist()}
+        clients = {}
+        for population, own in self.clients.items():
+            left = [_without(c, gone, twins) for c in own]
+            clients[population] = tuple(c for c in left if len(c.train) and (population == "seen" or len(c.test)))
+        switching = tuple(_without(c, gone, twins) for c in self.switching)
+        labels = self.group_labels.masked_fill(gone, 0)
+        counts = {**self.counts, "pairs made equal by the cut": int(gone.sum())}
+        return replace(self, clients=clients, switching=switching, group_labels=labels, counts=counts)
+
     def conflicting(self) -> Tensor:
         """(pairs,) bool: True where at least two groups label the pair and disagree."""
         if not len(self.groups):
             return torch.zeros(len(self.pairs), dtype=torch.bool)
         return (self.group_labels == 1).any(0) & (self.group_labels == -1).any(0)
+
+
+def _without(client: Client, gone: Tensor, twins: set[frozenset[int]]) -> Client:
+    train, test = (
+        LabelledPairs(own.index[keep], own.y[keep])
+        for own in (client.train, client.test)
+        for keep in [~gone[own.index]]
+    )
+    judged = client.judgements
+    if judged is not None:
+        both = zip(judged.first.tolist(), judged.second.tolist(), strict=True)
+        judged = judged[torch.tensor([frozenset(ends) not in twins for ends in both], dtype=torch.bool)]
+    return replace(client, train=train, test=test, judgements=judged)
 
 
 def item_rows(pairs: Sequence[Pair], items: Sequence[Item] = ()) -> tuple[tuple[Item, ...], Tensor]:

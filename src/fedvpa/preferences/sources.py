@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from fedvpa.config import PEOPLE_SOURCES, DataConfig, ExperimentConfig
 from fedvpa.preferences import synthetic
 from fedvpa.preferences.clients import partition
+from fedvpa.preferences.hh_files import find_source
 from fedvpa.preferences.hh_rlhf import attributes_pool, objectives_pool, subsets_pool
 from fedvpa.preferences.jsonl import PreferenceRow
 from fedvpa.preferences.order import chosen_first
 from fedvpa.preferences.people import PeopleTable, federate_people
 from fedvpa.preferences.reading import read_people
+from fedvpa.preferences.repeats import FOUND
 from fedvpa.preferences.schema import CHOICE, FederatedPreferences, LabelledPool, Pair, prompt_key
 from fedvpa.preferences.ultrafeedback import ultrafeedback_pool
 from fedvpa.preferences.users import federate
@@ -55,9 +58,23 @@ def with_people(config: ExperimentConfig) -> tuple[ExperimentConfig, tuple[str, 
     people = read_people(config.data)
     found = with_queries(config, people)
     lines = [] if config.data.name == "jsonl" and found is config else [people.columns, *people.notes]
+    lines += [f"{config.data.path}: {n} {what}" for what in FOUND if (n := people.counts.get(what))]
     if found is not config:
         lines.append(f"evaluation.queries={found.evaluation.queries}, since prompts cannot be held out")
     return found, tuple(lines)
+
+
+def source_files(data: DataConfig) -> list[Path]:
+    """The files on this machine that the data come from; none where they are generated, shipped or on the Hub."""
+    named: list[Path] = []
+    if data.name.startswith("hh-"):
+        found = find_source(data.path)
+        named = [found] if isinstance(found, Path) else []
+    elif data.path is not None:
+        named = [Path(data.path).expanduser()]
+    named += [Path(data.items).expanduser()] if data.items else []
+    parts = [sorted(place.rglob("*")) if place.is_dir() else [place] for place in named]
+    return [file for files in parts for file in files if file.is_file()]
 
 
 def with_queries(config: ExperimentConfig, people: PeopleTable) -> ExperimentConfig:

@@ -88,7 +88,9 @@ def test_a_trainer_gets_rewards(live: Live, finished: Path) -> None:
         older = remote_rm_fn(url, queries, None, None)
         assert recent["rewards"] == pytest.approx(expected, abs=1e-5)
         assert older["rewards"] == recent["rewards"]
-        assert recent["scores"] == pytest.approx([1 / (1 + math.exp(-r)) for r in expected], abs=1e-6)
+        assert recent["scores"] == pytest.approx(
+            [1 / (1 + math.exp(-10 * math.atanh(r / 10))) if r > -10 else 0 for r in expected], abs=1e-6
+        )
         assert all(len(values) == 4 for values in recent["extra_logs"].values())
 
 
@@ -96,7 +98,7 @@ def test_the_user_stands_in_the_address(live: Live) -> None:
     example = {"prompt": "Hi", "chosen": "A long answer to it.", "rejected": "No"}
     made = live.http.post("/v1/users", json={"examples": [example] * 3, "store": True}).json()
     body = {"texts": [{"prompt": "Hi", "response": "Fine."}], "user": {"id": made["id"]}}
-    expected = live.http.post("/v1/score", json=body).json()["rewards"]
+    expected = [10 * math.tanh(r / 10) for r in live.http.post("/v1/score", json=body).json()["rewards"]]
     found = remote_rm_fn(f"{live.url}/get_reward?user={made['id']}", ["Hi Fine."], ["Hi"], [None])["rewards"]
     assert found == pytest.approx(expected, abs=1e-5)
     blended = remote_rm_fn(f"{live.url}/get_reward?blend=0:0.5,1:0.5", ["Hi Fine."], ["Hi"], [None])["rewards"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 import fedvpa
 from fedvpa.apps.blends import parse_blend
 from fedvpa.apps.server import errors, openrlhf, page, schemas
+from fedvpa.apps.server.additions import additions_of
 from fedvpa.apps.server.batching import Batcher
 from fedvpa.apps.server.errors import ErrorBody, from_user_error, invalid
 from fedvpa.apps.server.fields import prompt_of
@@ -26,9 +26,9 @@ from fedvpa.apps.server.settings import Settings
 from fedvpa.apps.server.users import Users
 from fedvpa.apps.server.work import Choose, Compare, Infer, Reward, Scorer, Work
 from fedvpa.errors import UserError
-from fedvpa.preferences.schema import Pair, Prompt
-from fedvpa.ranking import couples, mean_preferences, ranking
-from fedvpa.rewards import EMPTY
+from fedvpa.preferences.schema import Item, Pair, Prompt
+from fedvpa.ranking import couples, mean_preferences, ranking, tied
+from fedvpa.rewards import EMPTY, bounded, probabilities
 from fedvpa.selector import Selector
 from fedvpa.user import User
 
@@ -63,6 +63,7 @@ class Service:
         self.selector, self.settings, self.metrics = selector, settings, Metrics()
         self.scorer = Scorer(selector, settings.memory, settings.batch_chars, threads)
         self.users = Users(selector, settings.users)
+        self.additions = additions_of(settings.tokenizer)
         self.batcher = Batcher(
             self.scorer, self.scorer.cost, settings, warm=self.scorer.warm, watch=self.metrics.batched
         )
@@ -72,6 +73,8 @@ class Service:
         stores = self.scorer.stores
         self.metrics.gauge("feature_bytes", "Features kept in memory.", lambda: sum(s.size for s in stores))
         self.metrics.gauge("feature_hits", "Features found in memory, so far.", lambda: sum(s.hits for s in stores))
+        seen = selector.backbone.seen
+        self.metrics.gauge("texts_cut", "Texts of which not everything was read, so far.", lambda: seen["cut"])
         self.metrics.gauge("feature_misses", "Features computed, so far.", lambda: sum(s.misses for s in stores))
 
     async def ask(self, work: Work) -> Any:
@@ -105,6 +108,22 @@ class Service:
         """Raises `ApiError` (422) where a single response has no reward (`Selector.rewards`)."""
         if self.selector.info.config.backbone.choice_logits:
             raise invalid(field, "this selector compares two responses and has no reward for one", "use /v1/rank")
+
+
+def portions(rows: Sequence[int], texts: Sequence[tuple[Prompt, str]], limits: Settings) -> Iterator[list[int]]:
+    """Rows in portions of as many items and characters as other requests may have, or a single row."""
+    part: list[int] = []
+    chars = 0
+    for i in rows:
+        prompt, response = texts[i]
+        more = len(response) + sum(len(m.content) for m in prompt)
+        if part and (len(part) == limits.max_items or chars + more > limits.max_chars):
+            yield part
+            part, chars = [], 0
+        part.append(i)
+        chars += more
+    if part:
+        yield part
 
 
 def create_app(service: Service) -> FastAPI:
@@ -179,16 +198,16 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
         user = service.users.resolve(request.user)
         if request.pairs is not None:
             service.check_items("pairs", len(request.pairs))
-            pairs = Compare(tuple(Pair(prompt_of(p.prompt), p.a, p.b) for p in request.pairs), user)
+            pairs = Compare(tuple(p.pair for p in request.pairs), user)
             service.check_chars("pairs", pairs.texts)
             return JSONResponse({"p_a": await service.ask(pairs), "rewards": None, "model_hash": service.hash})
         if request.texts is not None:
-            field, texts = "texts", [(prompt_of(t.prompt), t.response) for t in request.texts]
+            field, texts = "texts", [t.item for t in request.texts]
         else:
             assert request.prompt is not None
             assert request.responses is not None
             prompt = prompt_of(request.prompt)
-            field, texts = "responses", [(prompt, r) for r in request.responses]
+            field, texts = "responses", [Item(prompt, r) for r in request.responses]
         service.check_rewards(field)
         service.check_items(field, len(texts))
         service.check_chars(field, texts)
@@ -205,7 +224,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
         service.check_chars("responses", ((prompt, r) for r in request.responses))
         pairs = tuple(Pair(prompt, request.responses[i], request.responses[j]) for i, j in couples(n))
         p = torch.tensor(await service.ask(Compare(pairs, user)) if pairs else [], dtype=torch.float64)
-        ranked = [{"index": i, "score": s} for i, s in ranking(mean_preferences(n, p))]
+        ranked = [{"index": i, "score": s} for i, s in ranking(tied(mean_preferences(n, p), request.responses))]
         return JSONResponse({"ranking": ranked, "model_hash": service.hash})
 
 
@@ -244,12 +263,14 @@ def _add_rewards(app: FastAPI, service: Service) -> None:
         found = {str(label): service.users.named(str(label), f"labels[{i}]") for i, label in enumerate(labels)}
         return [found[str(label)] for label in labels]
 
+    @app.post("/get_reward/", include_in_schema=False)
     @app.post("/get_reward", response_model=schemas.RewardResponse, responses={**_ASKED, **_answers(404)})
     async def get_reward(
         request: schemas.RewardRequest,
         user: Annotated[str | None, Query(max_length=64, description="Id of a stored user.")] = None,
         prototype: Annotated[int | None, Query(ge=0, le=10_000, description="Number of a prototype.")] = None,
         blend: Annotated[str | None, Query(max_length=1000, description="Prototypes, as 0:0.3,1:0.7.")] = None,
+        standardised: Annotated[bool, Query(description="Mean 0 and variance 1 over the training pairs.")] = False,
         users: Annotated[Literal["labels"] | None, Query(description="labels: they name each row's user.")] = None,
     ) -> Any:
         """Rewards for OpenRLHF's `--remote_rm_url`. The user stands in the address, or in the labels of the rows."""
@@ -261,26 +282,28 @@ def _add_rewards(app: FastAPI, service: Service) -> None:
         else:
             raise invalid("users", "give one of users, user, prototype and blend")
         service.check_rewards("query")
-        service.check_items("query", n)
+        service.check_items("query", n, service.settings.max_rollout)
         if request.prompts is not None and len(request.prompts) != n:
             raise invalid("prompts", f"has {len(request.prompts)} items, query has {n}")
         prompts: list[str | None] = [None] * n if request.prompts is None else [*request.prompts]
-        texts = [openrlhf.split(q, p, i) for i, (q, p) in enumerate(zip(request.query, prompts, strict=True))]
-        service.check_chars("query", texts)
-        rewards = [EMPTY] * n
+        texts = [
+            openrlhf.split(q, p, i, service.additions)
+            for i, (q, p) in enumerate(zip(request.query, prompts, strict=True))
+        ]
+        try:
+            mean, deviation = service.selector.reward_scale if standardised else (0.0, 1.0)
+        except UserError as e:
+            raise from_user_error(e) from None
+        rewards = torch.full((n,), EMPTY, dtype=torch.float64)
         given = [i for i, (_, response) in enumerate(texts) if response]
         rows: dict[int, list[int]] = {}
         for i in given:
             rows.setdefault(id(who[i]), []).append(i)
-        works = [
-            Reward(tuple(texts[i][0] for i in own), tuple(texts[i][1] for i in own), who[own[0]])
-            for own in rows.values()
-        ]
-        for own, values in zip(rows.values(), await asyncio.gather(*map(service.ask, works)), strict=True):
-            for i, value in zip(own, values, strict=True):
-                rewards[i] = value
-        scores = [0.5 * (1 + math.tanh(r / 2)) for r in rewards]
-        return JSONResponse({"rewards": rewards, "scores": scores, "extra_logs": {"preferred_to_average": scores}})
+        for own in (part for all_rows in rows.values() for part in portions(all_rows, texts, service.settings)):
+            work = Reward(tuple(texts[i][0] for i in own), tuple(texts[i][1] for i in own), who[own[0]])
+            rewards[own] = bounded(torch.tensor(await service.ask(work)))
+        found, scores = ((rewards - mean) / deviation).tolist(), probabilities(rewards).tolist()
+        return JSONResponse({"rewards": found, "scores": scores, "extra_logs": {"preferred_to_average": scores}})
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
@@ -299,6 +322,8 @@ def _add_operations(app: FastAPI, service: Service) -> None:
                 "max_items": s.max_items,
                 "max_responses": s.max_responses,
                 "max_chars": s.max_chars,
+                "max_rollout": s.max_rollout,
+                "max_rollout_bytes": s.max_rollout_bytes,
                 "max_bytes": s.max_bytes,
             }
         )

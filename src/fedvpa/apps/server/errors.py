@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,14 +80,26 @@ def place(loc: Sequence[str | int]) -> str | None:
     return name or None
 
 
-def from_validation(errors: Sequence[Any]) -> ApiError:
-    """The first of pydantic's errors, in our words."""
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """A question for the known name that is most like one, where there is such."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else None
+
+
+def from_validation(errors: Sequence[Any], known: Sequence[str] = ()) -> ApiError:
+    """The first of pydantic's errors, in our words.
+
+    Args:
+        known: names of fields, for suggestions.
+    """
     first = errors[0]
     kind, message = first["type"], str(first["msg"]).removeprefix("Value error, ")
     if kind == "json_invalid":
         return ApiError(400, "the body is not valid JSON", "send one JSON object in UTF-8")
     field = place(first["loc"])
     remedy = {"extra_forbidden": "remove it", "missing": "fill it in"}.get(kind)
+    if kind == "extra_forbidden":
+        message, remedy = "unknown field", nearest(str(first["loc"][-1]), known) or remedy
     if kind == "missing" and first["loc"] == ("body",):
         return ApiError(422, "there is no body", "send a JSON object, with content-type: application/json")
     if kind in ("model_attributes_type", "dict_type") and field is None:

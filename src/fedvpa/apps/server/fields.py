@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from fedvpa.preferences.schema import Prompt, as_prompt
+from fedvpa.apps.server.errors import from_user_error
+from fedvpa.errors import UserError
+from fedvpa.preferences.jsonl import NO_PROMPT
+from fedvpa.preferences.repeats import dialogue_of, read_prompt
+from fedvpa.preferences.schema import Prompt
 
 LARGEST = 1000.0
 """Bound on what a caller may send as a latent: no product with the parameters overflows."""
@@ -40,4 +46,21 @@ PromptField = Annotated[
 
 
 def prompt_of(value: str | list[TurnIn]) -> Prompt:
-    return as_prompt(value if isinstance(value, str) else [m.model_dump() for m in value])
+    """The dialogue, read as training data are."""
+    return read(value, {})[0]
+
+
+def read(prompt: str | list[TurnIn] | None, texts: Mapping[str, str]) -> tuple[Prompt, tuple[str, ...]]:
+    """The dialogue and the responses to it, by the name of their field, read as training data are.
+
+    Raises:
+        ApiError: they cannot be read (422).
+    """
+    given = prompt if prompt is None or isinstance(prompt, str) else [m.model_dump() for m in prompt]
+    try:
+        if not texts:
+            return read_prompt(given, Path(), 1), ()
+        found = dialogue_of({"prompt": given, **texts}, tuple(texts), Path(), 1)
+    except UserError as e:
+        raise from_user_error(e) from None
+    return found.prompt or NO_PROMPT, tuple(text.strip() for text in found.responses)

@@ -22,6 +22,9 @@ log = logging.getLogger("fedvpa.serve")
 OPEN = ("/healthz", "/readyz")
 """Paths without a token: whoever restarts the service asks there. They tell nothing but whether it is up."""
 
+ROLLOUT = ("/get_reward", "/get_reward/")
+"""Where a trainer posts a whole rollout."""
+
 METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS")
 
 
@@ -30,6 +33,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics
+        self._large = 0  # bytes of the bodies here that are larger than others may be
         self._token = None if settings.token is None else _digest(settings.token.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,9 +48,11 @@ class Guard:
                 status = message["status"]
             await send(message)
 
+        held = 0
         try:
             self._authenticate(scope)
             body = await self._body(scope, receive)
+            held = self._hold(body)
             if body is not None:
                 await self.app(scope, _replay(body, receive), counted)
         except ApiError as e:
@@ -56,6 +62,7 @@ class Guard:
             if not status:
                 await _answer(ApiError(500, "the service has a fault; its log says where", "report it"), counted)
         finally:
+            self._large -= held
             path = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in METHODS else "other"
             self.metrics.answered(path, method, status or 499, time.perf_counter() - began)  # 499: the caller has gone
@@ -82,12 +89,14 @@ class Guard:
         Raises:
             ApiError: it is too large (413) or too slow (408).
         """
-        most, parts, size = self.settings.max_bytes, [], 0
+        s, parts, size = self.settings, [], 0
+        most = s.max_rollout_bytes if scope["path"] in ROLLOUT else s.max_bytes
+        seconds = s.body_seconds * (1 + most / s.max_bytes / 4 if scope["path"] in ROLLOUT else 1)
         announced = _first(scope["headers"], b"content-length")
         if announced.isdigit() and (len(announced) > 18 or int(announced) > most):
             raise _too_large(most)
         try:
-            async with asyncio.timeout(self.settings.body_seconds):
+            async with asyncio.timeout(seconds):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -99,8 +108,21 @@ class Guard:
                     if not message.get("more_body", False):
                         return b"".join(parts)
         except TimeoutError:
-            late = f"the body did not arrive within {self.settings.body_seconds:g} seconds"
+            late = f"the body did not arrive within {seconds:g} seconds"
             raise ApiError(408, late, "send it faster", headers={"Connection": "close"}) from None
+
+    def _hold(self, body: bytes | None) -> int:
+        """Counts a large body among those that are here; 0 for any other.
+
+        Raises:
+            ApiError: there are too many (503).
+        """
+        size = 0 if body is None or len(body) <= self.settings.max_bytes else len(body)
+        if size and self._large + size > 2 * self.settings.max_rollout_bytes:
+            remedy = "send it again later, or less at a time"
+            raise ApiError(503, "other rollouts fill the memory", remedy, headers={"Retry-After": "2"})
+        self._large += size
+        return size
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

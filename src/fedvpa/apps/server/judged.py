@@ -6,9 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AliasChoices, Discriminator, Field, Tag, model_validator
 
-from fedvpa.apps.server.fields import LARGEST, PromptField, Strict, Text, prompt_of
+from fedvpa.apps.server.fields import LARGEST, PromptField, Strict, Text, read
 from fedvpa.preferences.examples import Example, Question
-from fedvpa.preferences.jsonl import NO_PROMPT
 from fedvpa.preferences.schema import RATING, VOTE, Item, Pair
 
 Margin = Annotated[float, Field(gt=0, le=LARGEST, description="Strength of the choice, against the others'.")]
@@ -26,12 +25,13 @@ class ChosenIn(Strict):
     margin: Margin | None = None
 
     def example(self) -> Example:
-        return Example.choice(Pair(prompt_of(self.prompt), self.chosen, self.rejected), 1.0, self.margin)
+        prompt, (chosen, rejected) = read(self.prompt, {"chosen": self.chosen, "rejected": self.rejected})
+        return Example.choice(Pair(prompt, chosen, rejected), 1.0, self.margin)
 
     @property
     def equal(self) -> tuple[str, str] | None:
         """A field that must differ from another one, and does not."""
-        return ("rejected", "chosen") if self.chosen == self.rejected else None
+        return ("rejected", "chosen") if self.chosen.split() == self.rejected.split() else None
 
 
 class ChoiceIn(Strict):
@@ -44,12 +44,13 @@ class ChoiceIn(Strict):
     margin: Margin | None = None
 
     def example(self) -> Example:
-        pair = Pair(prompt_of(self.prompt), self.a, self.b)
+        prompt, (a, b) = read(self.prompt, {"a": self.a, "b": self.b})
+        pair = Pair(prompt, a, b)
         return Example.choice(pair, 1.0 if self.preferred == "a" else -1.0, self.margin)
 
     @property
     def equal(self) -> tuple[str, str] | None:
-        return ("b", "a") if self.a == self.b else None
+        return ("b", "a") if self.a.split() == self.b.split() else None
 
 
 class ItemIn(Strict):
@@ -61,7 +62,8 @@ class ItemIn(Strict):
 
     @property
     def item(self) -> Item:
-        return Item(NO_PROMPT if self.prompt is None else prompt_of(self.prompt), self.text)
+        prompt, (text,) = read(self.prompt, {"text": self.text})
+        return Item(prompt, text)
 
 
 class VoteIn(ItemIn):
@@ -97,12 +99,12 @@ class QuestionPair(Strict):
     b: Text
 
     def question(self) -> Question:
-        prompt = prompt_of(self.prompt)
-        return Question(Item(prompt, self.a), Item(prompt, self.b))
+        prompt, (a, b) = read(self.prompt, {"a": self.a, "b": self.b})
+        return Question(Item(prompt, a), Item(prompt, b))
 
     @property
     def equal(self) -> tuple[str, str] | None:
-        return ("b", "a") if self.a == self.b else None
+        return ("b", "a") if self.a.split() == self.b.split() else None
 
 
 class QuestionItem(ItemIn):

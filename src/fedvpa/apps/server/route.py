@@ -6,14 +6,16 @@ e-mail's and resolves dependencies, which here are none: for a small request tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from functools import lru_cache
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
-from fedvpa.apps.server.errors import ApiError, from_validation
+from fedvpa.apps.server.errors import ApiError, from_validation, nearest
 
 
 class CheckedRoute(APIRoute):
@@ -21,8 +23,20 @@ class CheckedRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         d = self.dependant
+        known = tuple(parameter.alias for parameter in d.query_params)
         if len(d.body_params) != 1 or d.query_params or d.path_params:
-            return super().get_route_handler()
+            whole = super().get_route_handler()
+            bodies = [p.field_info.annotation for p in d.body_params]
+            fields = tuple(n for b in bodies if isinstance(b, type) and issubclass(b, BaseModel) for n in _names(b))
+
+            async def checked_handler(request: Request) -> Response:
+                check_query(request, known)
+                try:
+                    return await whole(request)
+                except RequestValidationError as e:
+                    raise from_validation(e.errors(), fields) from None
+
+            return checked_handler
         (parameter,), call = d.body_params, d.call
         model, name = parameter.field_info.annotation, parameter.name
         assert call is not None
@@ -30,11 +44,29 @@ class CheckedRoute(APIRoute):
         assert issubclass(model, BaseModel)
 
         async def handler(request: Request) -> Response:
+            check_query(request, known)
             checked = read(model, await request.body(), request.headers.get("content-type", ""))
             response: Response = await call(**{name: checked})
             return response
 
         return handler
+
+
+def check_query(request: Request, known: Sequence[str]) -> None:
+    """Refuses parameters in the address that nobody would look at.
+
+    Raises:
+        ApiError: an unknown one, or one given twice (422).
+    """
+    if not request.scope["query_string"]:
+        return
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in given:
+        if name not in known:
+            remedy = nearest(name, known) or ("remove it" if not known else f"known are {', '.join(known)}")
+            raise ApiError(422, "unknown parameter", remedy, name)
+        if given.count(name) > 1:
+            raise ApiError(422, "is given twice", "give it once", name)
 
 
 def read(model: type[BaseModel], body: bytes, content_type: str) -> BaseModel:
@@ -52,4 +84,13 @@ def read(model: type[BaseModel], body: bytes, content_type: str) -> BaseModel:
     try:
         return model.model_validate_json(body)
     except ValidationError as e:
-        raise from_validation([{**error, "loc": ("body", *error["loc"])} for error in e.errors()[:1]]) from None
+        found = [{**error, "loc": ("body", *error["loc"])} for error in e.errors()[:1]]
+        raise from_validation(found, _names(model)) from None
+
+
+@lru_cache
+def _names(model: type[BaseModel]) -> tuple[str, ...]:
+    """All names of fields that a body may have, at any depth."""
+    schema = model.model_json_schema()
+    parts = [schema, *schema.get("$defs", {}).values()]
+    return tuple(sorted({name for part in parts for name in part.get("properties", {})}))

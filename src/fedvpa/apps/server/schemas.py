@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedvpa.apps.server.fields import Bounded, PromptField, Strict, Text
+from fedvpa.apps.server.fields import Bounded, PromptField, Strict, Text, read
 from fedvpa.apps.server.judged import JudgementIn, QuestionIn
+from fedvpa.preferences.schema import Item, Pair
 
 
 class PairIn(Strict):
@@ -17,12 +18,22 @@ class PairIn(Strict):
     a: Text
     b: Text
 
+    @property
+    def pair(self) -> Pair:
+        prompt, (a, b) = read(self.prompt, {"a": self.a, "b": self.b})
+        return Pair(prompt, a, b)
+
 
 class TextIn(Strict):
     """One response to a prompt."""
 
     prompt: PromptField
     response: Text
+
+    @property
+    def item(self) -> Item:
+        prompt, (text,) = read(self.prompt, {"response": self.response})
+        return Item(prompt, text)
 
 
 class PosteriorIn(Strict):
@@ -185,7 +196,7 @@ class RankResponse(BaseModel):
 class RewardRequest(BaseModel):
     """What OpenRLHF sends; older versions send ``query`` only."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     query: Annotated[list[str], Field(min_length=1, description="Prompts with their responses, as rendered.")]
     prompts: list[str] | None = None
@@ -193,7 +204,8 @@ class RewardRequest(BaseModel):
 
 
 class RewardResponse(BaseModel):
-    """``rewards`` in nats; ``scores`` between 0 and 1: the probability to be preferred to the average response."""
+    """``rewards`` between -10 and 10 (10 tanh(log-odds / 10)), or standardised; ``scores`` between 0 and 1: the
+    probability to be preferred to the average response."""
 
     rewards: list[float]
     scores: list[float]
@@ -212,6 +224,8 @@ class ModelResponse(BaseModel):
     max_responses: int
     max_chars: int
     max_bytes: int
+    max_rollout: int
+    max_rollout_bytes: int
 
 
 class Health(BaseModel):

@@ -19,6 +19,9 @@ class Settings:
         max_bytes: of a request's body. max_header_bytes: of its head.
         max_items: examples, pairs or texts in one request; max_responses: that are ranked (each with each other).
         max_chars: of all texts of a request together, a prompt counted once per item that it belongs to.
+        max_rollout: queries in one request of an OpenRLHF trainer, which posts a whole rollout.
+        max_rollout_bytes: of its body. The queries are scored ``max_items`` at a time, so that other requests come in
+            between. Those larger than ``max_bytes`` have at most twice as many bytes together; others wait (503).
         body_seconds: for a request's head, and again for its body, to arrive.
         timeout: seconds from the whole request to its answer.
         queue: requests that wait for the model; further ones are refused (429).
@@ -27,6 +30,7 @@ class Settings:
         batch_wait: seconds that the first request of a batch waits for others.
         memory: bytes of features that are kept.
         users: that may be stored.
+        tokenizer: of the policies that are trained, a folder or Hub id; what its template adds is taken off.
         drain: seconds that requests under way may take when the service is asked to stop.
     """
 
@@ -38,6 +42,8 @@ class Settings:
     max_items: int = 256
     max_responses: int = 64
     max_chars: int = 400_000
+    max_rollout: int = 16_384
+    max_rollout_bytes: int = 128 * MIB
     body_seconds: float = 10.0
     timeout: float = 60.0
     queue: int = 256
@@ -46,6 +52,7 @@ class Settings:
     batch_wait: float = 0.004
     memory: int = 256 * MIB
     users: int = 10_000
+    tokenizer: str | None = None
     drain: float = 30.0
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from fedvpa.apps.studio.world import World
 from fedvpa.errors import UserError
-from fedvpa.preferences.jsonl import parse_dialogue
+from fedvpa.preferences.dialogues import parse_dialogue
 from fedvpa.preferences.schema import Prompt, as_prompt
 from fedvpa.user import User
 
