@@ -6,7 +6,7 @@ DEMO_METHODS := fedbt,local,fedvpl,fedvpa-gp,oracle
 JOBS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo demo-synthetic test test-fast lint bench studies studies-quick docs site clean
+.PHONY: help setup setup-test demo demo-synthetic test test-all lint bench studies studies-quick docs site clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -21,11 +21,11 @@ demo: setup  ## Real people's votes: methods side by side, the verdict, and a pa
 demo-synthetic: setup  ## Train and compare methods on generated text, whose groups are known; prints the tables
 	$(BIN)/fedvpa compare configs/synthetic.yaml --methods $(DEMO_METHODS) --out out/demo-synthetic --overwrite
 
-test: setup-test  ## All tests, with coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term:skip-covered --cov-fail-under=90
+test: setup-test  ## The tests of every change, with coverage; what CI runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
-test-fast: setup-test  ## The tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+test-all: setup-test  ## All tests, also the slow ones: deployments, whole studies, the browser, fuzz
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: setup-test  ## Style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -8,14 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hypothesis
 import pytest
-import torch
 import yaml
 
 from fedvpa.apps.cli import main
-from tiny_model import save_llama
 
-torch.set_num_threads(1)
+hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.load_profile("shared machine")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    import torch  # not above: the process that only hands tests to workers has no need of it
+
+    torch.set_num_threads(1)
 
 
 class Ended(NamedTuple):
@@ -83,6 +90,8 @@ def candidate_lines(pairs: int) -> list[str]:
 @pytest.fixture(scope="session")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A configuration that trains in about a second: a tiny model, a dozen users from a file."""
+    from tiny_model import save_llama
+
     folder = tmp_path_factory.mktemp("experiment")
     (folder / "data.jsonl").write_text("\n".join(preference_lines()) + "\n")
     tree = {

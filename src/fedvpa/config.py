@@ -34,7 +34,14 @@ METHODS = (
     "fedbt",
     "fedbiscuit",
     "fedpdpo",
+    "gumbel-mpnn",
+    "pluralllm",
+    "votes-mean",
     "feddpo",
+    "lore",
+    "mrm",
+    "pal",
+    "item-factors",
     "local",
     "central-vpl",
     "fedvpa-gp+labels",
@@ -43,6 +50,8 @@ METHODS = (
 )
 METHOD_GROUP = "fedvpa.methods"
 """Entry points under which an installed package brings methods of its own (docs/add-a-method.md)."""
+LAPLACE_METHODS = ("fedvpa-laplace", "votes-mean")
+"""Methods whose rounds and optimiser the section laplace says."""
 LORA_METHODS = ("fedbt", "fedbiscuit")
 """Methods that `backbone.train: lora` makes train the language model."""
 FAULTS = (
@@ -374,6 +383,19 @@ class MethodConfig(Section):
     head_learning_rate: float = Field(
         1.0, gt=0, description="fedpdpo: learning rate of the private heads, with local SGD."
     )
+    bases: int = Field(8, ge=1, description="lore, mrm: number of base rewards that people's rewards are made of.")
+    ridge: float = Field(10.0, gt=0, description="lore: ridge of a person's weights.")
+    inner_steps: int = Field(5, ge=1, description="mrm: gradient steps from the start to a person.")
+    inner_rate: float = Field(1.0, gt=0, description="mrm: learning rate of these steps.")
+    ideal_points: int = Field(8, ge=1, description="pal: K, number of prototypes.")
+    factors: int = Field(8, ge=1, description="item-factors: dimensions of items and people.")
+    factor_ridge: float = Field(3.0, gt=0, description="item-factors: ridge of items' and people's factors.")
+    edge_sharpness: float = Field(
+        3.0, ge=0, description="gumbel-mpnn: how strongly edges depend on whether posteriors agree; 0: not at all."
+    )
+    attention_layers: int = Field(2, ge=1, description="pluralllm: layers of the transformer.")
+    attention_width: Literal[32, 64, 128, 256] = Field(32, description="pluralllm: width of its tokens, of 4 heads.")
+    second_hop: float = Field(0.5, ge=0, le=1, description="gumbel-mpnn: share of the second hop in the weights.")
 
     @field_validator("name")
     @classmethod
@@ -393,6 +415,7 @@ class LaplaceConfig(Section):
         gt=0,
         description="Rate of the server's Adam for few judgements, up to four times as much for many; it falls to 0.",
     )
+    latent_dim: int = Field(16, ge=1, description="d, the dimension of the latent z (without the threshold).")
     dropout: float = Field(0.5, ge=0, lt=1, description="Share of the input features left out in a round.")
     samples: int = Field(4, ge=1, description="S, posterior samples.")
     prior_start: float = Field(0.07, ge=0, le=1, description="Share of the rounds with N(0, I) before EM on the prior.")
@@ -626,13 +649,13 @@ class ExperimentConfig(Section):
     def for_method(self, name: str) -> ExperimentConfig:
         """The configuration with which the method `name` is trained.
 
-        For `fedvpa-laplace` the section laplace has taken the place of what the section federation says about rounds
+        For `LAPLACE_METHODS` the section laplace has taken the place of what the section federation says about rounds
         and optimisers. For a method that trains the language model, the section lora, with its defaults filled in, has
         taken the place of what the section federation says about steps and optimisers, and clients train one after
         another. Calling it twice changes nothing more.
         """
         config = self.model_copy(update={"method": self.method.model_copy(update={"name": name})})
-        if name == "fedvpa-laplace":
+        if name in LAPLACE_METHODS:
             own: dict[str, Any] = {
                 "rounds": self.laplace.rounds,
                 "server_learning_rate": self.laplace.learning_rate,
@@ -708,10 +731,11 @@ def is_data(path: str | Path) -> bool:
 
 
 def _for_table(path: str | Path) -> dict[str, Any]:
-    """The defaults for a table of people: everybody takes part or is held out, and the method that measures best."""
+    """The defaults for a table of people: everybody takes part or is held out; method and models that measure best."""
     everybody = {f"{population}clients": EVERYBODY for population in ("", "unseen_", "validation_")}
     return {
         "data": {"name": "table", "path": str(path), "pairs_per_client": 40},
+        "backbone": {"model": ["smollm2-135m-instruct", "all-minilm-l6-v2"]},
         "federation": {**everybody, "sampled_clients": 50},
         "method": {"name": "fedvpa-laplace"},
     }

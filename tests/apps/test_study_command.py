@@ -205,7 +205,9 @@ def test_a_quick_study_is_smaller_and_never_overwrites_a_full_one(experiment: Pa
 
 
 def test_an_open_selection_is_a_mistake_of_the_file(experiment: Path, tmp_path: Path, cli: Cli) -> None:
-    study = write_study(tmp_path, experiment, tables=[{"title": "Open", "rows": ["method"]}], seeds=1)
+    run = {"config": str(experiment), "methods": ["fedbt"], "grid": {"federation.rounds": [2, 3]}}
+    parts: dict[str, Any] = {"tables": [{"title": "Open", "rows": ["method"]}], "checks": [], "seeds": 1}
+    study = write_study(tmp_path, experiment, runs=[run], **parts)
     done = cli("study", study, "--out", tmp_path / "s", "--jobs", 1)
     assert done.code == 2
     assert "several rows of seed 0; they differ in federation.rounds" in done.err

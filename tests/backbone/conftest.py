@@ -5,17 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from fedvpa.backbone import Backbone
 from fedvpa.config import BackboneConfig
 from fedvpa.preferences.schema import Message, Pair
 from tiny_model import TEMPLATE, save_llama
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -283,7 +282,5 @@ def test_the_embedded_encoder(open_on) -> None:
     nearness = found @ found[0]
     assert nearness.argsort(descending=True).tolist() == [0, 1, 2, 3]
     many = [f"Statement {i}: the city should build {i} more cycle lanes, with trees along them." for i in range(607)]
-    began = time.process_time()
     report = backbone.encode_items([Item(as_prompt("What?"), t) for t in many], progress=False).report
     assert report.computed == 607
-    assert time.process_time() - began < 60

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sqlite3
-import time
 from pathlib import Path
 
 import numpy as np
@@ -180,14 +179,13 @@ def test_a_file_that_another_process_holds(tmp_path) -> None:
     store.put(entries(1))
 
 
-def test_ten_thousand_rows_are_read_in_well_under_a_second(tmp_path) -> None:
+def test_ten_thousand_rows_are_read_at_once(tmp_path) -> None:
+    """More than one SQL statement takes."""
     store = Store(tmp_path, {}, 576)
     many = entries(10_000, 576)
     store.put(many)
-    began = time.process_time()
     found, _ = store.get(list(many))
-    assert len(found) == 10_000
-    assert time.process_time() - began < 1.0
+    assert found.keys() == many.keys()
 
 
 def test_the_file_tells_its_identity(tmp_path) -> None:

@@ -11,18 +11,20 @@ from fedvpa.evaluation.result_files import read_results
 from fedvpa.federation import checkpoint
 from simulation import simulate
 
-pytestmark = pytest.mark.slow
 AT_CLIENTS = ("effective_components", "same_group_weight")
-
-
 NOISE = ("clip=0.5", "noise=0.5", "posterior_clip=2", "posterior_noise=0.5", "moments_clip=50", "moments_noise=3")
-
-
 PRIVATE = tuple(f"privacy.{n}" for n in NOISE)
 LAPLACE = ("method.name=fedvpa-laplace", "laplace.rounds=4", "laplace.prior_start=0.25", "laplace.components=2")
 
 
-@pytest.mark.parametrize("more", [(), PRIVATE, LAPLACE], ids=["plain", "private", "laplace"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param((), id="plain"),
+        pytest.param(PRIVATE, id="private", marks=pytest.mark.slow),
+        pytest.param(LAPLACE, id="laplace", marks=pytest.mark.slow),
+    ],
+)
 def test_the_simulation_gives_the_same_model_and_table(more: tuple[str, ...], experiment: Path, tmp_path: Path) -> None:
     private = more is PRIVATE
     settings = ("federation.rounds=4", "federation.dtype=float64", "output.tensorboard=false", *more)

@@ -15,7 +15,6 @@ import pytest
 from fedvpa.evaluation.result_files import read_metrics, read_results
 from fedvpa.federation import checkpoint
 
-pytestmark = pytest.mark.slow
 LONG = ("federation.rounds=60", "output.tensorboard=false")
 
 
@@ -51,6 +50,7 @@ def undisturbed(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_resume_is_bit_identical_after(
     signum: signal.Signals, experiment: Path, undisturbed: Path, tmp_path: Path
@@ -75,6 +75,7 @@ def test_resume_is_bit_identical_after(
     assert [r["round"] for r in read_metrics(out / "metrics.jsonl")] == list(range(1, 61))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["4k", "28k", "100k"])
 def test_a_full_disk(size: str, experiment: Path, tmp_path: Path) -> None:
     """A file system that is too small for the configuration, a checkpoint, the results."""

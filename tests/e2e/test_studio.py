@@ -26,10 +26,7 @@ from fedvpa.apps.studio.world import World
 from studio_pictures import chromium, running, teach
 from tiny_policy import save_random_policy
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(chromium() is None, reason="no Chromium here: apt-get install chromium"),
-]
+pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium here: apt-get install chromium")
 
 SHOTS = Path(__file__).parents[2] / "out" / "screenshots"
 DESK, PHONE = (1200, 900), (390, 844)
@@ -202,6 +199,7 @@ def test_teach_a_user_and_switch_preferences(visit: Open, finished: Path, tmp_pa
     assert "inferred with another model" in page.get_by_role("alert").inner_text()
 
 
+@pytest.mark.slow
 def test_undo_skip_and_the_end(visit: Open) -> None:
     page = visit()
     assert page.get_by_role("button", name="Undo").is_disabled()
@@ -219,6 +217,7 @@ def test_undo_skip_and_the_end(visit: Open) -> None:
     shot(page, "teach-end")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompt", "answers", "message"),
     [
@@ -242,6 +241,7 @@ def test_bad_input_names_the_field_and_the_remedy(
     assert page.get_by_role("alert").count() == 0
 
 
+@pytest.mark.slow
 def test_one_answer_only_and_eight(visit: Open) -> None:
     page = visit()
     to(page, "Judge")
@@ -257,6 +257,7 @@ def test_one_answer_only_and_eight(visit: Open) -> None:
     assert page.get_by_role("button", name="Add an answer").is_disabled()
 
 
+@pytest.mark.slow
 def test_all_sliders_down(visit: Open) -> None:
     page = visit()
     to(page, "Judge")
@@ -272,6 +273,7 @@ def test_all_sliders_down(visit: Open) -> None:
 EVIL = '<script>window.hit = 1</script><img src=x onerror="window.hit = 2"> ${window.hit = 3} {{value}} {% x %}'
 
 
+@pytest.mark.slow
 def test_text_is_shown_as_text(visit: Open, finished: Path, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": EVIL, "a": "a " + EVIL, "b": "b " + EVIL}))
     with running(World.open(finished, tmp_path / "p.jsonl"), run=EVIL) as url:
@@ -288,6 +290,7 @@ def test_text_is_shown_as_text(visit: Open, finished: Path, tmp_path: Path) -> N
         shot(page, "injection")
 
 
+@pytest.mark.slow
 def test_a_long_dialogue_is_shown_from_its_end(visit: Open, finished: Path, tmp_path: Path) -> None:
     turns = [{"role": ("user", "assistant")[i % 2], "content": f"Turn {i} of this talk."} for i in range(41)]
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": turns, "a": "Yes.", "b": "No."}))
@@ -307,6 +310,7 @@ def test_a_long_dialogue_is_shown_from_its_end(visit: Open, finished: Path, tmp_
         shot(page, "phone-dialogue")
 
 
+@pytest.mark.slow
 def test_at_phone_width(visit: Open) -> None:
     page = visit(PHONE)
     assert no_sideways_scroll(page)
@@ -330,6 +334,7 @@ def test_at_phone_width(visit: Open) -> None:
         shot(page, f"phone-{tab.lower()}")
 
 
+@pytest.mark.slow
 def test_keyboard_only(visit: Open) -> None:
     page = visit()
     for n, key in enumerate(("1", "2", "0"), 1):
@@ -366,6 +371,7 @@ def test_keyboard_only(visit: Open) -> None:
     question(page, 5)  # the digits that were typed chose nothing
 
 
+@pytest.mark.slow
 def test_fields_have_labels(visit: Open) -> None:
     page = visit()
     assert page.get_by_role("img", name="Map of users and prototypes").is_visible()
@@ -374,6 +380,7 @@ def test_fields_have_labels(visit: Open) -> None:
         assert page.get_by_label(label, exact=True).first.is_visible()
 
 
+@pytest.mark.slow
 def test_two_tabs_are_two_users(visit: Open) -> None:
     one, two = visit(), visit()
     teach(one, 3)
@@ -389,6 +396,7 @@ def test_two_tabs_are_two_users(visit: Open) -> None:
     question(again, 1)
 
 
+@pytest.mark.slow
 def test_nothing_is_kept(visit: Open) -> None:
     """Gradio records what was entered in the browser, unless told not to; a page that is opened again knows nothing."""
     page = visit()
@@ -408,6 +416,7 @@ def test_nothing_is_kept(visit: Open) -> None:
     question(page, 1)
 
 
+@pytest.mark.slow
 def test_look(visit: Open) -> None:
     page = visit(scheme="dark")
     to(page, "Look")
@@ -418,6 +427,7 @@ def test_look(visit: Open) -> None:
     shot(page, "look-dark")
 
 
+@pytest.mark.slow
 def test_without_a_policy(visit: Open) -> None:
     page = visit()
     to(page, "Write")
@@ -426,6 +436,7 @@ def test_without_a_policy(visit: Open) -> None:
     shot(page, "write-without")
 
 
+@pytest.mark.slow
 def test_write_under_two_latents(visit: Open, finished: Path, pairs: Path, tmp_path: Path) -> None:
     world = World.open(finished, pairs, save_random_policy(finished, tmp_path))
     with running(world) as url:

@@ -46,7 +46,8 @@ def prepared() -> Prepared:
 
 
 @pytest.mark.parametrize(
-    "name", ["fedvpa-gp", "fedvpl", "fedbt", "central-vpl", "vmtl", "fedbiscuit", "fedpdpo", "fedvpa-gp+labels"]
+    "name",
+    ["fedvpa-gp", "fedvpl", "fedbt", "central-vpl", "vmtl", "fedbiscuit", "fedpdpo", "pluralllm", "fedvpa-gp+labels"],
 )
 def test_training_goes_on_to_the_same_bits(prepared: Prepared, name: str, tmp_path: Path) -> None:
     method, config, clients = method_of(prepared, name), prepared.config, prepared.clients

@@ -69,6 +69,8 @@ def tensors(state: TrainingState) -> dict[str, torch.Tensor]:
         ("fedbiscuit", {"method__regroup_every": 1}),
         ("fedbiscuit", {"federation__server_optimizer": "adam", "federation__batch_pairs": 4}),
         ("fedpdpo", {}),
+        ("gumbel-mpnn", {}),
+        ("gumbel-mpnn", {"method__prior_components": 3}),
         (
             "fedpdpo",
             {"federation__local_optimizer": "sgd", "federation__learning_rate": 0.1, "federation__batch_pairs": 4},

@@ -16,7 +16,7 @@ from fedvpa.federation import checkpoint, rounds
 from fedvpa.federation.aggregate import weighted_change
 from fedvpa.federation.reception import receive
 from fedvpa.federation.rounds import TrainingState
-from fedvpa.methods.base import Download, Judged, JudgementBatch, LocalNoise, Upload
+from fedvpa.methods.base import Download, Judged, JudgementBatch, LocalNoise, Upload, kept_features
 from fedvpa.methods.fedvpa_laplace import noise_of, observations, project
 from fedvpa.variational import laplace
 from toy import method_of, world
@@ -155,7 +155,7 @@ def test_the_step_is_the_gradient_of_the_loss(kinds: str, error: float) -> None:
 
     def loss(theta: dict[str, torch.Tensor]) -> float:
         """The likelihood, with dropout, under samples of q, without, under the *received* parameters."""
-        judged, kept = Judged(*batch[2:7]), method.kept(download.round, batch.items)
+        judged, kept = Judged(*batch[2:7]), kept_features(scene.config, download.round, 0.3, batch.items)
         prior = laplace.Prior(download.shares.log(), download.means, download.variances)
         under = observations(*project(received, batch.items), judged)
         q = laplace.infer(under, prior, noise_of(received), 5)
@@ -211,7 +211,7 @@ def test_every_path_gives_the_same_numbers(path: str, kinds: str) -> None:
     common = {"laplace__error": 0.05, "laplace__dropout": 0.3}
     _, expected, _ = trained(kinds, **common)
     _, found, _ = trained(kinds, **common, **SAME[path])
-    assert len(expected.server.shares) == 3
+    assert len(expected.server.shares) > 1
     assert_same(found, expected, 1e-8)
     assert not found.faults or not any(found.faults.values())
 

@@ -104,7 +104,7 @@ def test_rows_keep_their_numbers(tmp_path):
         (b"a,b\n1,2\n3,\xff\n", ":3: not text in UTF-8"),
         (b'[{"a": 1},\n{"a": 2', ":2: not valid JSON"),
         (zstd(b"x" * 1000)[:-3], ": not a complete Zstandard file"),
-        (gzip.compress(csv())[:-9], ": not a complete gzip file"),
+        (gzip.compress(csv(), mtime=0)[:-9], ": not a complete gzip file"),
         (b"PAR1" + bytes(50), ": not a complete Parquet file"),
     ],
 )

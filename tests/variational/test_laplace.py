@@ -424,3 +424,12 @@ def test_a_mixture_is_matched_in_mean_and_variances() -> None:
     assert matched.log_weights.exp().tolist() == [1.0]
     again = laplace.moment_matched(matched)
     torch.testing.assert_close(again.variances, matched.variances)
+
+
+def test_components_without_people_are_left_out() -> None:
+    prior = Prior(torch.tensor([0.6, 0.005, 0.395]).log(), torch.randn(3, 2), torch.rand(3, 2))
+    kept = laplace.without_unused(prior, 1 / 100)
+    assert torch.equal(kept.means, prior.means[[0, 2]])
+    assert torch.equal(kept.variances, prior.variances[[0, 2]])
+    torch.testing.assert_close(kept.log_weights.exp(), torch.tensor([0.6, 0.395]) / 0.995)
+    assert len(laplace.without_unused(prior, 1.0).means) == 1

@@ -229,10 +229,26 @@ def combine(
         "summary": summary,
         "diagnostics": figures,
         "switching": switching,
-        "notes": [*data.notes, *notes, *privacy_notes(config, rows)],
+        "notes": [*data.notes, *notes, *average_notes(rows), *privacy_notes(config, rows)],
         "data": describe(data),
         "environment": environment(),
     }
+
+
+def average_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where a method with a latent leaves people's answers unused, because validation people are better off so."""
+    used: dict[str, dict[int, bool]] = {}
+    for row in rows:
+        if row["default"] and row["context_size"]:
+            sizes = used.setdefault(row["method"], {})
+            sizes[row["context_size"]] = sizes.get(row["context_size"], False) or row["inference"] != "none"
+    unused = {m: [str(n) for n, some in sizes.items() if not some] for m, sizes in used.items()}
+    return [
+        f"{m} predicts what people prefer on average after {', '.join(sizes)} answers: validation people's own answers "
+        "made its predictions worse. More training people, or more answers of each, may change that."
+        for m, sizes in unused.items()
+        if sizes
+    ]
 
 
 def privacy_notes(config: ExperimentConfig, rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,17 +12,22 @@ from rich.text import Text
 
 from fedvpa.apps.executor import duration
 from fedvpa.apps.study_grid import StudyCell
+from fedvpa.config import EVERYBODY
 
 GUESSES: Mapping[str, tuple[float, float]] = {
     "fedbt": (1.0, 0.015),
     "fedbiscuit": (2.0, 0.05),
     "fedpdpo": (10.0, 0.02),
+    "pluralllm": (20.0, 0.05),
+    "votes-mean": (1.0, 0.02),
     "local": (15.0, 0.0),
     "feddpo": (1500.0, 900.0),
     "oracle": (9.0, 0.0),
     "oracle-clients": (6.0, 0.0),
 }
 """Per method seconds on one core for 100 + 100 users: measuring, and each round of 10 clients with 2 local steps."""
+UNKNOWN = 500
+"""Users, where a configuration takes whoever is there."""
 LATENT_GUESS = (9.0, 0.04)
 """The same for methods with a latent."""
 
@@ -31,7 +36,8 @@ def guess(method: str, config: Mapping[str, Any]) -> float:
     """Seconds of a cell on one core, without any experience of it."""
     fixed, each = GUESSES.get(method, LATENT_GUESS)
     f = config["federation"]
-    users = (f["clients"] + f["unseen_clients"]) / 200
+    # Where everybody takes part, how many that is is known only after reading.
+    users = sum(UNKNOWN if f[key] >= EVERYBODY else f[key] for key in ("clients", "unseen_clients")) / 200
     return 1 + fixed * users + each * f["rounds"] * f["sampled_clients"] / 10 * f["local_steps"] / 2
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedvpa.backbone.encode import Features
@@ -209,18 +210,21 @@ def run_method(
 
 
 def calibrated(method: Method, training: TrainingState, prepared: Prepared) -> TrainingState:
-    """The state with the predictions of `fedvpa-laplace` calibrated on validation people, over all context sizes."""
+    """The state with the predictions of `fedvpa-laplace` (or `votes-mean`) calibrated on validation people, over all
+    context sizes."""
     if not isinstance(method, FedVPALaplace) or "validation" not in prepared.panels:
         return training
     theta = {**training.server.theta, **dict.fromkeys(CALIBRATION, torch.ones((), dtype=prepared.pool.items.dtype))}
-    predictor = method.predictor(replace(training.server, theta=theta), prepared.pool)
+    predictor = LaplacePredictor(replace(training.server, theta=theta), prepared.pool)
     answers = []
     for size in prepared.config.evaluation.context_sizes:
         how = choose_inference(predictor, predictor.inferences, prepared.choosing, size)
         for panel in prepared.choosing:
             users = predictor.infer(panel.judgements(size), how)
             answers.append(predictor.answers(users, panel.query, panel.query_y, panel.query_mask))
-    found = calibrate(answers)
+    items = prepared.pool.pairs[torch.cat([p.query[p.query_mask] for p in prepared.choosing])].unique()
+    known = prepared.config.evaluation.queries == "known-items"
+    found = calibrate(answers, method.usual_calibration(training.server), math.inf if known else len(items))
     theta |= {k: v.to(theta[k].dtype) for k, v in zip(CALIBRATION, found, strict=True)}
     return replace(training, server=replace(training.server, theta=theta))
 
@@ -316,18 +320,27 @@ def add_rows(run: MethodRun, prepared: Prepared, cost: dict[str, Any]) -> None:
 def choose_inference(
     predictor: Predictor, inferences: tuple[str, ...], panels: Sequence[Panel], size: int | None
 ) -> str:
-    """The inference with the highest accuracy on the validation clients at this context size; the first of equals."""
+    """The inference with the highest accuracy on the validation clients at this context size; the first of equals.
+
+    To do without a client's answers (``none``, where there are others) must be better by more than a standard error.
+    """
     if not panels or len(inferences) == 1:
         return inferences[0]
 
-    def accuracy(how: str) -> float:
-        total = 0.0
+    def accuracies(how: str) -> Any:
+        """(clients,) means over the panels."""
+        each = []
         for panel in panels:
             users = predictor.infer(panel.context_for(predictor, size or 0), how, panel.groups)
-            total += score_predictions(panel, predictor.predict(users, panel.query)).values["accuracy"]
-        return total
+            each.append(score_predictions(panel, predictor.predict(users, panel.query)).scores.people)
+        return np.mean(np.stack([people for people in each if people is not None]), axis=0)
 
-    return max(inferences, key=accuracy)
+    found = {how: accuracies(how) for how in inferences}
+    best = max((how for how in inferences if how != "none"), key=lambda how: found[how].mean())
+    if "none" not in found:
+        return best
+    gain = found["none"] - found[best]
+    return "none" if gain.mean() > gain.std() / len(gain) ** 0.5 else best
 
 
 def _latent_values(

@@ -28,6 +28,7 @@ from fedvpa.backbone.pairs import PairTexts
 from fedvpa.config import ExperimentConfig
 from fedvpa.methods.components import Own
 from fedvpa.preferences.schema import RATING, Client, Judgements
+from fedvpa.preferences.seeding import generator
 from fedvpa.variational.inference import Particles
 from fedvpa.variational.selector import Theta
 
@@ -77,6 +78,11 @@ class Pool:
         """Features (..., 2 * n, D), responses a first, and l0 (..., n) of the pairs `index` (..., n)."""
         x = self.items[self.pairs[index]].transpose(-3, -2).flatten(-3, -2)
         return x, None if self.base_logit is None else self.base_logit[index]
+
+    def choices(self, context: Context) -> Judged:
+        """Labelled pairs as judgements."""
+        a, b = self.pairs[context.index].unbind(-1)
+        return Judged(a, b, context.y, torch.zeros_like(context.mask), context.mask.to(context.y.dtype))
 
 
 class Context(NamedTuple):
@@ -168,6 +174,16 @@ class JudgementBatch(NamedTuple):
     weight: Tensor
     counts: Tensor
 
+    def client(self, i: int) -> JudgementBatch:
+        """The i-th client alone, with its own items only."""
+        n = int(self.counts[i])
+        first, second, y, rated, weight = (t[i : i + 1, :n] for t in self[2:7])
+        used, place = torch.cat([first, second.clamp(min=0)], 1).unique(return_inverse=True)
+        first, other = place.chunk(2, 1)
+        second = torch.where(second < 0, -1, other)
+        one = slice(i, i + 1)
+        return JudgementBatch(self.ids[one], self.items[used], first, second, y, rated, weight, self.counts[one])
+
 
 class LocalNoise(NamedTuple):
     """Everything random that K clients use in one round, drawn per client from (seed, round, client).
@@ -187,6 +203,14 @@ class LocalNoise(NamedTuple):
     gumbel: Tensor
     subset: Tensor
     keep: Tensor
+
+
+def kept_features(config: ExperimentConfig, round: int, share: float, items: Tensor) -> Tensor:
+    """Factors (D,) of the input features in a round: 0 for a random `share` of them, the others scaled up to the same
+    mean; the same for all of the round's clients (dropout)."""
+    keep = torch.rand(items.shape[-1], generator=generator(config.seed, "dropout", round)) >= share
+    scale = keep.to(items.dtype)
+    return scale * (len(scale) / scale.sum().clamp(min=1))
 
 
 def judgements_of(client: Client, pairs: Tensor) -> Judgements:

@@ -12,11 +12,12 @@ EM (Dempster et al. 1977), with sums over people only:
    EM, Cappe and Moulines 2009).
 
 The prior is one Gaussian at first, whose variances switch off directions of the latent that the population does not
-use; then K components, drawn from it.
+use; then K components, drawn from it. In the end those that hold less than one person are left out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -35,8 +36,8 @@ from fedvpa.methods.base import (
     ServerState,
     Setup,
     Upload,
+    kept_features,
 )
-from fedvpa.preferences.seeding import generator
 from fedvpa.variational import laplace
 from fedvpa.variational.calibration import Answered
 from fedvpa.variational.laplace import Calibration, Noise, Observations, Posterior, Prior, Sums
@@ -52,6 +53,8 @@ CALIBRATION = ("calibration.scale", "calibration.doubt")
 FIXED = (*NOISE, *CALIBRATION)
 FEW = 1600
 """Judgements of the whole population up to which the learning rate is `laplace.learning_rate`."""
+USUAL_SCALE = 0.85
+"""Factor of the scores of texts that nobody judged, on average; see `FedVPALaplace.usual_calibration`."""
 THRESHOLD_DOUBT = 1.0
 """Added to the variance of a person's threshold when a person is inferred (docs/research.md)."""
 TRAINING_STEPS = 5
@@ -72,7 +75,7 @@ class FedVPALaplace:
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.config, self.l = setup, setup.config, setup.config.laplace
-        self.sizes = Sizes(setup.features, setup.config.model.hidden_dim, setup.config.model.latent_dim, 1)
+        self.sizes = Sizes(setup.features, setup.config.model.hidden_dim, self.l.latent_dim, 1)
 
     @property
     def dim(self) -> int:
@@ -131,6 +134,9 @@ class FedVPALaplace:
         if round == self.components_round:
             prior = laplace.split(prior, self.l.components, generator)
             total = {k: v for k, v in total.items() if k not in Sums._fields}
+        if round == self.config.federation.rounds:
+            prior = laplace.without_unused(prior, 1 / self.setup.clients)
+            total = {k: v for k, v in total.items() if k not in Sums._fields}
         return state.advance(
             theta=theta,
             extra=total,
@@ -147,6 +153,16 @@ class FedVPALaplace:
         """
         judged = sum(float(state.extra.get(k, torch.zeros(()))) for k in ("choices", "ratings"))
         return min(4.0, max(1.0, judged / FEW) ** 0.5)
+
+    def usual_calibration(self, state: ServerState) -> Calibration:
+        """What calibrations were on average where there was much to fit them on (docs/research.md).
+
+        Where people only rated, a difference of scores is in units of ratings, and the better rated of two texts is
+        the one with the higher score up to the noise of two ratings.
+        """
+        rated = state.extra.get("ratings", torch.zeros(())) > 0 and state.extra["choices"] == 0
+        units = math.sqrt(8 / math.pi) / math.sqrt(2 * float(state.theta["noise.rating"])) if rated else 1.0
+        return Calibration(torch.tensor(USUAL_SCALE * units), torch.tensor(1.0))
 
     @property
     def components_round(self) -> int:
@@ -171,12 +187,6 @@ class FedVPALaplace:
     def noise_spec(self) -> NoiseSpec:
         """One step; the dimension has one entry more per sample, the uniform number that chooses its component."""
         return NoiseSpec(1, 1, False, self.l.samples, self.dim + 1, 0, 0, 0.0, subsets=0)
-
-    def kept(self, round: int, items: Tensor) -> Tensor:
-        """Which input features a round keeps, scaled up to the same mean: the same for all of its clients (dropout)."""
-        keep = torch.rand(items.shape[-1], generator=generator(self.config.seed, "dropout", round)) >= self.l.dropout
-        scale = keep.to(items.dtype)
-        return scale * (len(scale) / scale.sum().clamp(min=1))
 
     def sums_shapes(self, download: Download) -> Mapping[str, tuple[int, ...]]:
         """What `Upload.sums` holds, for K components: the prior's sums and the likelihood's."""
@@ -223,21 +233,7 @@ class FedVPALaplace:
         self, download: Download, batch: JudgementBatch, noise: LocalNoise, i: int
     ) -> tuple[Theta, dict[str, Tensor], dict[str, Tensor]]:
         """The i-th client's parameters, sums and metrics, from its own items only."""
-        n = int(batch.counts[i])
-        rows = (t[i : i + 1, :n] for t in batch[2:7])
-        first, second, y, rated, weight = rows
-        used, place = torch.cat([first, second.clamp(min=0)], 1).unique(return_inverse=True)
-        first, other = place.chunk(2, 1)
-        mine = JudgementBatch(
-            batch.ids[i : i + 1],
-            batch.items[used],
-            first,
-            torch.where(second < 0, -1, other),
-            y,
-            rated,
-            weight,
-            batch.counts[i : i + 1],
-        )
+        mine = batch.client(i)
         theta = {k: v.clone().requires_grad_(k not in FIXED) for k, v in download.theta.items()}
         loss, q, seen = self.losses(theta, download, mine, mine.items, LocalNoise(*(t[i : i + 1] for t in noise)))
         sums, metrics = self.sums(download, mine, q, seen), self.metrics(loss.detach(), q, download)
@@ -255,7 +251,7 @@ class FedVPALaplace:
         """
         likelihood, normal = noise_of(theta), noise.normal[:, 0]
         prior = Prior(download.shares.log(), download.means, download.variances)
-        kept = self.kept(download.round, items)
+        kept = kept_features(self.config, download.round, self.l.dropout, items)
         judged = Judged(*batch[2:7])
         dropped = observations(*project(theta, items * kept), judged)
         with torch.no_grad():
@@ -335,10 +331,11 @@ class LaplacePredictor:
     """Inference and prediction under a server state.
 
     ``mixture`` infers under the mixture, ``gaussian`` under the one Gaussian with the mixture's moments, which is
-    better where there are few people; validation people choose.
+    better where there are few people, and ``none`` does without the person's answers, where people do not differ or
+    where there are too few of them to tell how; validation people choose.
     """
 
-    inferences: tuple[str, ...] = ("mixture", "gaussian")
+    inferences: tuple[str, ...] = ("mixture", "gaussian", "none")
 
     @torch.no_grad()
     def __init__(self, state: ServerState, pool: Pool) -> None:
@@ -361,6 +358,8 @@ class LaplacePredictor:
 
     @torch.no_grad()
     def infer(self, context: Judged, how: str = "mixture", groups: Tensor | None = None) -> Posterior:
+        if how == "none":
+            return laplace.as_posterior(self.population, len(context.y))
         prior = self.population if how == "mixture" else laplace.moment_matched(self.population)
         return laplace.infer(observations(self.slope, self.offset, context), prior, self.likelihood)
 
@@ -382,8 +381,7 @@ class LaplacePredictor:
 
     def choices(self, context: Context) -> Judged:
         """Labelled pairs as judgements."""
-        a, b = self.pool.pairs[context.index].unbind(-1)
-        return Judged(a, b, context.y, torch.zeros_like(context.mask), context.mask.to(context.y.dtype))
+        return self.pool.choices(context)
 
     def nobody(self, users: int) -> Posterior:
         """The latent 0 for every user, without doubt."""

@@ -18,12 +18,19 @@ from fedvpa.methods.fedpdpo import FedPDPO
 from fedvpa.methods.fedvpa_gp import FedVPAGP
 from fedvpa.methods.fedvpa_laplace import FedVPALaplace
 from fedvpa.methods.fedvpl import FedVPL, FedVPLOrtho, FedVPLPrior
+from fedvpa.methods.gumbel_mpnn import GumbelMPNN
+from fedvpa.methods.item_factors import ItemFactors
 from fedvpa.methods.local import Local
+from fedvpa.methods.lore import LoRe
+from fedvpa.methods.mrm import MRM
 from fedvpa.methods.oracle import Oracle, OracleClients
 from fedvpa.methods.oracle_labels import FedVPAGPLabels
+from fedvpa.methods.pal import PAL
+from fedvpa.methods.pluralllm import PluralLLM
 from fedvpa.methods.vmtl import VMTL
+from fedvpa.methods.votes_mean import VotesMean
 
-Direct = Local | Oracle
+Direct = Local | Oracle | ItemFactors
 """Methods that are fitted at once, without rounds."""
 
 CLASSES = {
@@ -38,7 +45,14 @@ CLASSES = {
         FedBT,
         FedBiscuit,
         FedPDPO,
+        GumbelMPNN,
+        PluralLLM,
+        VotesMean,
         FedDPO,
+        LoRe,
+        MRM,
+        PAL,
+        ItemFactors,
         Local,
         CentralVPL,
         FedVPAGPLabels,

@@ -21,9 +21,13 @@ from fedvpa.methods.registry import CLASSES
 from fedvpa.preferences.fingerprint import client_fingerprint
 from fedvpa.preferences.schema import Client, FederatedPreferences, LabelledPairs
 
+NO_SELECTOR = "people's vectors are fitted anew each time, so there is no selector to deploy"
 REFUSED = {
     "fedbiscuit": "it asks every client before some rounds",
     "fedpdpo": "its heads stay at the clients, so there is no selector to deploy",
+    **dict.fromkeys(("lore", "mrm", "pal"), NO_SELECTOR),
+    "pluralllm": "a user is the context itself, so there is no selector to deploy",
+    "votes-mean": "it is there for comparison and leaves no selector",
     "central-vpl": "it has all data in one place",
     "fedvpa-gp+labels": "it knows the true groups",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,9 @@ from torch import Tensor
 from fedvpa.variational.laplace import Calibration, predictive
 
 EFFECTIVE = 10.0
-"""One person's answers count as so many independent ones when the calibration is chosen."""
+"""One person's answers count as so many independent ones when the calibration is chosen, at most."""
+SPREAD = (0.25, 0.5)
+"""Standard deviations of the logarithms of scale and doubt, about the usual ones."""
 
 
 class Answered(NamedTuple):
@@ -29,29 +32,33 @@ class Answered(NamedTuple):
     mask: Tensor
 
     def log_loss(self, calibration: Calibration) -> Tensor:
-        """Sum over people of the mean of -log p(y), in nats, times `EFFECTIVE`."""
+        """Mean over people of the mean of -log p(y), in nats."""
         p = predictive(self.log_weights, self.mean, self.variance, calibration)
         right = torch.where(self.y > 0, p, 1 - p).clamp(min=1e-6).log() * self.mask
-        return -EFFECTIVE * (right.sum(-1) / self.mask.sum(-1).clamp(min=1)).sum()
+        return -(right.sum(-1) / self.mask.sum(-1).clamp(min=1)).mean()
 
 
-def calibrate(answers: Sequence[Answered], doubt_prior: float = 0.5) -> Calibration:
+def calibrate(answers: Sequence[Answered], usual: Calibration, items: float = math.inf) -> Calibration:
     """The calibration under which people's answers are likeliest (a form of temperature scaling, Guo et al. 2017).
 
-    The logarithms of the two factors have N(0, `doubt_prior`^2) priors, so that few people change little.
+    The logarithms of the two factors are normal about the usual ones, with the deviations `SPREAD`, so that little
+    changes where there is little to fit: answers about few new texts, however many they are, say little about others.
 
     Args:
         answers: of people who never trained, for contexts of several sizes.
+        usual: what holds without answers.
+        items: so many independent answers at most, where they are about texts that nobody judged: their number.
     """
-    start = answers[0].mean.new_zeros(2).double()
-    values = start.clone().requires_grad_(True)
+    centre = torch.stack([t.double() for t in usual]).log()
+    values, spread = centre.clone().requires_grad_(True), centre.new_tensor(SPREAD)
     optimizer = torch.optim.LBFGS([values], lr=0.5, max_iter=50, line_search_fn="strong_wolfe")
+    number = min(items, EFFECTIVE * len(answers[0].y))
 
     def loss() -> Tensor:
         optimizer.zero_grad()
         factors = Calibration(*values.exp())
         each = [a.log_loss(factors) for a in answers]
-        total = torch.stack(each).sum() / len(each) + (values**2).sum() / (2 * doubt_prior**2)
+        total = number * torch.stack(each).mean() + (((values - centre) / spread) ** 2).sum() / 2
         total.backward()
         return total
 

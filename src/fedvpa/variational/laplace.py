@@ -241,17 +241,21 @@ def _mode(a: Tensor, start: Tensor, given: Answers, noise: Noise, steps: int) ->
     for _ in range(steps):
         move = newton(design, place, *_derivatives(score, given, noise))
         moved = _times(design, move)
-        damping = LARGEST_MOVE / (moved.abs() * damped).amax(-1, keepdim=True).clamp(min=LARGEST_MOVE)
-        largest = (moved.abs() * real).amax(-1, keepdim=True)
+        size = moved.abs()
+        largest = (size * real).amax(-1, keepdim=True)
+        restless = largest if damped is real else (size * damped).amax(-1, keepdim=True)
+        damping = LARGEST_MOVE / restless.clamp(min=LARGEST_MOVE)
         place, score = place + damping * move, score + damping * moved
         going = (largest.squeeze(-1) >= CONVERGED).nonzero().squeeze(-1)
         if len(going) == len(left):
             continue
         places, scores = places.index_copy(0, left, place), scores.index_copy(0, left, score)
-        left, place, score, design, real, damped = (t[going] for t in (left, place, score, design, real, damped))
-        given = given.map(lambda t, going=going: t[going])  # type: ignore[misc]
-        if not len(left):
+        if not len(going):
             break
+        alike = damped is real
+        left, place, score, design, real = (t[going] for t in (left, place, score, design, real))
+        damped = real if alike else damped[going]
+        given = given.map(lambda t, going=going: t[going])  # type: ignore[misc]
     places, scores = places.index_copy(0, left, place), scores.index_copy(0, left, score)
     places = places.view(*start.shape[:-1], -1)
     return _times(a.mT, places) if dual else places, scores.view_as(start)
@@ -388,6 +392,12 @@ def split(prior: Prior, components: int, generator: torch.Generator) -> Prior:
     noise = torch.randn(components, len(mean), generator=generator).to(mean)
     weights = torch.full((components,), -math.log(components), dtype=mean.dtype)
     return Prior(weights, mean + variance.sqrt() * noise, (variance / 2).expand(components, -1).clone())
+
+
+def without_unused(prior: Prior, least: float) -> Prior:
+    """The components whose weight is at least ``least``, or the heaviest one; inference costs as much as there are."""
+    kept = prior.log_weights >= min(math.log(least), float(prior.log_weights.max()))
+    return Prior(prior.log_weights[kept].log_softmax(-1), prior.means[kept], prior.variances[kept])
 
 
 def moment_matched(prior: Prior) -> Prior:

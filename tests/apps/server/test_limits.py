@@ -137,10 +137,10 @@ def test_two_tokens_are_none(strict: Live) -> None:
 # On the wire ---------------------------------------------------------------------------------------------------------
 
 
-def talk(live: Live, *parts: bytes, pause: float = 0.0) -> tuple[bytes, float]:
-    """Sends parts, and reads until the service closes; what came, and after how many seconds."""
+def talk(live: Live, *parts: bytes, pause: float = 0.0) -> bytes:
+    """Sends parts, and reads until the service closes, for which it has ten seconds; what came."""
     host, port = live.url.removeprefix("http://").split(":")
-    began, got = time.monotonic(), b""
+    got = b""
     with socket.create_connection((host, int(port)), timeout=10) as s:
         for part in parts:
             try:
@@ -153,40 +153,37 @@ def talk(live: Live, *parts: bytes, pause: float = 0.0) -> tuple[bytes, float]:
                 got += piece
         except ConnectionResetError:
             pass
-    return got, time.monotonic() - began
+    return got
 
 
 HEAD = f"POST /v1/score HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ncontent-type: application/json\r\n"
 
 
 def test_a_slow_body_is_cut(hasty: Live) -> None:
-    got, seconds = talk(hasty, HEAD.encode() + b"content-length: 100\r\n\r\n", b'{"pairs', b'": ', pause=0.15)
+    got = talk(hasty, HEAD.encode() + b"content-length: 100\r\n\r\n", b'{"pairs', b'": ', pause=0.15)
     assert got.startswith(b"HTTP/1.1 408 ")
     assert b'"the body did not arrive within 0.4 seconds"' in got
-    assert seconds < 9
 
 
 def test_a_slow_head_is_cut(hasty: Live) -> None:
-    got, seconds = talk(hasty, b"GET /healthz HTTP/1.1\r\n", b"a: b\r\n", b"c: d\r\n", pause=0.15)
+    got = talk(hasty, b"GET /healthz HTTP/1.1\r\n", b"a: b\r\n", b"c: d\r\n", pause=0.15)
     assert got.startswith(b"HTTP/1.1 408 ")
     assert b'"error"' in got
-    assert seconds < 9
 
 
 def test_a_connection_that_says_nothing_is_closed(hasty: Live) -> None:
-    got, seconds = talk(hasty)
+    got = talk(hasty)
     assert got == b""
-    assert seconds < 9
 
 
 def test_a_head_that_is_too_large(strict: Live) -> None:
-    got, _ = talk(strict, b"GET /healthz HTTP/1.1\r\n", *[b"x: " + b"y" * 500 + b"\r\n"] * 10)
+    got = talk(strict, b"GET /healthz HTTP/1.1\r\n", *[b"x: " + b"y" * 500 + b"\r\n"] * 10)
     assert got.startswith(b"HTTP/1.1 431 ")
     assert b'"error"' in got
 
 
 def test_what_is_no_http(strict: Live) -> None:
-    got, _ = talk(strict, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello\r\n\r\n")
+    got = talk(strict, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello\r\n\r\n")
     assert got.startswith(b"HTTP/1.1 400 ")
     assert b"this is not an HTTP request" in got
 
@@ -195,7 +192,7 @@ def test_a_connection_serves_several_requests(strict: Live) -> None:
     """The clock for a head stops between them, and starts anew with each."""
     request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
     last = b"GET /healthz HTTP/1.1\r\nconnection: close\r\n\r\n"
-    got, _ = talk(strict, request, request[:20], request[20:], request + last, pause=0.1)
+    got = talk(strict, request, request[:20], request[20:], request + last, pause=0.1)
     assert got.count(b"HTTP/1.1 200 ") == 4
 
 
