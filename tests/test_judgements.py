@@ -172,7 +172,7 @@ def test_rewards_are_log_odds_with_the_doubt_taken_off(selector: Selector) -> No
     scale, doubt = predictor.calibration
     logits = scale * mean / torch.sqrt(1 + math.pi / 8 * scale**2 * doubt * variance)
     assert a == pytest.approx(float((q.log_weights.exp().unsqueeze(-1) * logits).sum()), abs=1e-4)
-    assert selector.reward_function(user)([PROMPT], [LONG]) == pytest.approx([a], abs=1e-5)
+    assert selector.reward_function(user)([PROMPT], [LONG]) == pytest.approx([10 * math.tanh(a / 10)], abs=1e-5)
     assert [r for r, _ in selector.rank(PROMPT, [SHORT, LONG], user)] == [LONG, SHORT]
 
 

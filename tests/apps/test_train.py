@@ -60,6 +60,7 @@ def at_round(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_run_folder(finished: Path) -> None:
     names = {p.name for p in finished.iterdir()}
     files = {"config.yaml", "model.safetensors", "model.json", "metrics.jsonl", "results.json", "report.html"}
+    files.add("fingerprint.json")
     assert names == files | {"checkpoints", "tensorboard"}
     assert [r["round"] for r in read_metrics(finished / "metrics.jsonl")] == list(range(1, 9))
     rows = read_results(finished / "results.json")["rows"]

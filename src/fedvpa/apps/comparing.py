@@ -74,7 +74,7 @@ def compare(
     data = load_preferences(config)
     fingerprint = fingerprints.fingerprint(config, data)
     if run.mode == "resume":
-        fingerprints.check_run(run.path, fingerprint)
+        runs.check_known(run, fingerprint)
     if run.finished and all(read_cell(cell.file(run.path / runs.CELLS)) for cell in cells):
         console.print(f"{run.path}: this run is finished; nothing to do", highlight=False, soft_wrap=True)
         return Outcome(read_results(run.path / runs.RESULTS), {})

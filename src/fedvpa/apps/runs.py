@@ -158,6 +158,16 @@ def opened(
         yield run.path
 
 
+def check_known(run: RunFolder, fingerprint: Mapping[str, str]) -> None:
+    """Refuses a run that was begun with other data or features, before they are encoded.
+
+    Raises:
+        UserError: as `fingerprints.check_run`; or another process is writing there.
+    """
+    with contextlib.nullcontext() if run.finished else locked(run.path):
+        fingerprints.check_run(run.path, fingerprint)
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Makes a folder and holds it against other processes.

@@ -73,7 +73,7 @@ def train(
     data = load_preferences(config) if data is None else data
     known = fingerprints.fingerprint(config, data)
     if run.mode == "resume":
-        fingerprints.check_run(run.path, known)
+        runs.check_known(run, known)
     if run.finished:
         console.print(f"{run.path}: this run is finished; nothing to do", highlight=False, soft_wrap=True)
         return read_results(run.path / runs.RESULTS)

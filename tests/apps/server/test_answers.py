@@ -73,9 +73,8 @@ def test_rewards_of_one_prompt_and_of_many(live: Live, selector: Selector) -> No
     texts = [{"prompt": dialogue, "response": A}, {"prompt": "Else?", "response": B}]
     many = ask(live, "/v1/score", {"texts": texts, "user": {"prototype": 0}})
     user = selector.blend({0: 1.0})
-    expected = selector.reward_function(user)([dialogue, dialogue], [A, B])
-    assert one["rewards"] == pytest.approx(expected, abs=1e-5)
-    assert many["rewards"] == pytest.approx(selector.reward_function(user)([dialogue, "Else?"], [A, B]), abs=1e-5)
+    assert one["rewards"] == pytest.approx(selector.rewards(dialogue, [A, B], user).tolist(), abs=1e-5)
+    assert many["rewards"] == pytest.approx(selector.rewards([dialogue, "Else?"], [A, B], user).tolist(), abs=1e-5)
     assert one["p_a"] is None
     assert one["model_hash"] == selector.info.model_hash
 

@@ -25,7 +25,14 @@ PAIR = {"prompt": "Hi", "a": "Hello there", "b": "No"}
 
 @pytest.fixture(scope="module")
 def strict(finished: Path) -> Iterator[Live]:
-    limits = {"max_bytes": 4000, "max_items": 3, "max_responses": 2, "max_chars": 500, "max_header_bytes": 2000}
+    limits = {
+        "max_bytes": 4000,
+        "max_items": 3,
+        "max_rollout": 3,
+        "max_responses": 2,
+        "max_chars": 500,
+        "max_header_bytes": 2000,
+    }
     with listening(finished, **limits, users=1, token=TOKEN) as live:
         yield live
 
@@ -58,7 +65,6 @@ def error(answer: httpx.Response, status: int) -> dict[str, Any]:
         ("/v1/users", {"examples": [{"prompt": "x" * 300, "chosen": "a", "rejected": "b"}]}, "examples"),
         ("/v1/score", {"pairs": [{**PAIR, "a": "x" * 500}]}, "pairs"),
         ("/v1/rank", {"prompt": "x" * 250, "responses": ["a", "b"]}, "responses"),
-        ("/get_reward", {"query": ["x" + "y" * 500], "prompts": ["x"]}, "query"),
     ],
 )
 def test_too_many_and_too_long(strict: Live, path: str, body: Any, field: str) -> None:
