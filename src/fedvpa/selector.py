@@ -35,8 +35,8 @@ from fedvpa.federation.moments import Standardizer
 from fedvpa.inferring import Ask
 from fedvpa.methods.base import Judging, Method, Pool, Predictor, ServerState, Setup
 from fedvpa.methods.registry import create
-from fedvpa.preferences.examples import NO_RATINGS, Example, Question, examples_of, questions_of
-from fedvpa.preferences.schema import Pair, Prompt, as_prompt
+from fedvpa.preferences.examples import Example, Question, examples_of, questions_of
+from fedvpa.preferences.schema import NO_RATINGS, Pair, Prompt, as_prompt
 from fedvpa.ranking import couples, mean_preferences, ranking
 from fedvpa.rewards import EMPTY, RewardFunction, log_odds
 from fedvpa.user import User, gaussian_posterior, latent_of

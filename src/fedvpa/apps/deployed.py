@@ -80,6 +80,7 @@ def _selector(
         groups=(),
         backbone=dict(backbone.identity),
         default_inference=dict.fromkeys(sizes, best),
+        rating_scale=server.session.rating_scale,
     )
     return Selector(Parameters.of(training.server, server.session.standardizer), info)
 

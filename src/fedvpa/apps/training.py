@@ -222,7 +222,7 @@ def selector_of(config: ExperimentConfig, prepared: Prepared, measured: MethodRu
         groups=prepared.data.groups,
         backbone=dict(backbone.identity),
         default_inference=default_inference(measured.rows),
-        rating_scale=prepared.data.rating_scale,
+        rating_scale=prepared.pool.rating_scale,
     )
     return Selector(Parameters.of(measured.training.server, prepared.standardizer), info)
 
