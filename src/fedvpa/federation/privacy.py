@@ -209,7 +209,8 @@ def check(method: Method, config: ExperimentConfig) -> None:
     uncovered = isinstance(method, (Surveying, Judging, FedVPAGPLabels)) or getattr(method, "joint", False)
     if config.privacy.on and uncovered:
         problem = f"{method.name} sends more than the privacy account covers"
-        raise UserError(problem, "choose another method, or leave the privacy section empty", field="privacy")
+        remedy = "set method.name=fedvpa-gp, or leave the privacy section empty"
+        raise UserError(problem, remedy, field="privacy")
 
 
 def epsilon_after(method: Method, config: ExperimentConfig, clients: int, rounds: int) -> float | None:
