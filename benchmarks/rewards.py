@@ -45,8 +45,8 @@ TARGET = 1.0
 
 
 def make_selector(cache: Path) -> Selector:
-    """An untrained selector with the default settings."""
-    config = parse_config({"output": {"cache": str(cache)}})
+    """An untrained selector of fedvpa-gp with the default settings."""
+    config = parse_config({"method": {"name": "fedvpa-gp"}, "output": {"cache": str(cache)}})
     backbone = Backbone(config.backbone, cache)
     method = create(config.method.name, Setup(config, backbone.dim, 1, CLUSTERS))
     standardizer = Standardizer(torch.zeros(backbone.dim), torch.ones(backbone.dim))

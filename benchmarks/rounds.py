@@ -78,7 +78,8 @@ class Bench:
     def config(self, engine: str, steps: int) -> ExperimentConfig:
         federation = {"clients": self.clients, "sampled_clients": self.clients, "engine": engine, "local_steps": steps}
         federation |= {"local_optimizer": "adamw", "learning_rate": 1e-3}
-        return parse_config({"federation": federation, "method": {"prior_start": 0, "ortho_start": 0}})
+        method = {"name": "fedvpa-gp", "prior_start": 0, "ortho_start": 0}
+        return parse_config({"federation": federation, "method": method})
 
     def data(self) -> ClientData:
         g = generator(0, "bench")

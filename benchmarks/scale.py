@@ -48,7 +48,7 @@ MEMORY_LIMIT = 8.0
 
 def configuration(clients: int, components: int, count: int) -> ExperimentConfig:
     federation = {"clients": clients, "sampled_clients": min(SAMPLED, clients), "rounds": count}
-    return parse_config({"federation": federation, "method": {"prior_components": components}})
+    return parse_config({"federation": federation, "method": {"name": "fedvpa-gp", "prior_components": components}})
 
 
 def world(clients: int) -> ClientData:

@@ -22,6 +22,7 @@ from fedvpa.preferences.schema import (
     LabelledPairs,
     Message,
     Pair,
+    RatingSums,
     Split,
 )
 from fedvpa.preferences.seeding import generator
@@ -82,7 +83,7 @@ def people(
         asked = held["validation" if population == "validation" else "test"]
         ends = asked[torch.rand(QUERIES, len(asked), generator=g).argsort(1)[:, :2]]
         test = pairs_of(ends[(ends.amin(1) * 1000 + ends.amax(1)).argsort()].unique(dim=0), score)
-        return Client(f"{population}-{i}", group, train, test, judged)
+        return Client(f"{population}-{i}", group, train, test, judged, RatingSums.of(judged))
 
     f = config.federation
     sizes = {"seen": f.clients, "validation": f.validation_clients, "unseen": f.unseen_clients}

@@ -317,7 +317,7 @@ class ModelConfig(Section):
 
 class MethodConfig(Section):
     name: str = Field(
-        "fedvpa-gp",
+        "fedvpa-laplace",
         description=f"The method: {', '.join(METHODS)}; or one that an installed package brings.",
     )
     beta: float = Field(0.01, ge=0, description="Weight of the KL to the prior.")
@@ -435,7 +435,7 @@ class FederationConfig(Section):
     context_pairs: int = Field(
         8, ge=1, description="Context pairs at training time (the largest size if varied) and in tables."
     )
-    rounds: int = Field(300, ge=1, description="Communication rounds.")
+    rounds: int = Field(300, ge=1, description="Communication rounds (of fedvpa-laplace: laplace.rounds).")
     vary_context: bool = Field(True, description="Context sizes in training vary from 1 to context_pairs (ours).")
     local_steps: int = Field(2, ge=1, description="Local optimiser steps per round.")
     batch_pairs: int = Field(64, ge=2, description="Pairs of a client in one local step, context and query together.")
@@ -748,13 +748,12 @@ def is_data(path: str | Path) -> bool:
 
 
 def _for_table(path: str | Path) -> dict[str, Any]:
-    """The defaults for a table of people: everybody takes part or is held out; method and models that measure best."""
+    """The defaults for a table of people: everybody takes part or is held out; the models that measure best."""
     everybody = {f"{population}clients": EVERYBODY for population in ("", "unseen_", "validation_")}
     return {
         "data": {"name": "table", "path": str(path), "pairs_per_client": 40},
         "backbone": {"model": ["smollm2-135m-instruct", "all-minilm-l6-v2"]},
         "federation": {**everybody, "sampled_clients": 50},
-        "method": {"name": "fedvpa-laplace"},
     }
 
 

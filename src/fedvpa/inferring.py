@@ -19,7 +19,7 @@ from fedvpa.methods.base import Context, Judged, Pool, padded_judgements
 from fedvpa.methods.fedvpa_gp import LatentPredictor
 from fedvpa.methods.fedvpa_laplace import LaplacePredictor, observations
 from fedvpa.preferences.examples import Example, Question, as_judgements, as_pairs
-from fedvpa.preferences.schema import CHOICE, Item, Pair
+from fedvpa.preferences.schema import CHOICE, NO_RATINGS, Item, Pair
 from fedvpa.preferences.seeding import generator
 from fedvpa.user import User
 from fedvpa.variational import gaussian, laplace
@@ -137,8 +137,9 @@ def _judged_answers(
 
 
 def _judged(selector: SelectorCore, examples: Sequence[Example]) -> tuple[LaplacePredictor, Judged]:
-    items, own = as_judgements(examples, selector.info.rating_scale)
-    return _predictor(selector, items), padded_judgements([own], selector.dtype)
+    scale = selector.info.rating_scale
+    items, own = as_judgements(examples, scale != NO_RATINGS)
+    return _predictor(selector, items), padded_judgements([own], selector.dtype, scale)
 
 
 def _predictor(selector: SelectorCore, items: Sequence[Item]) -> LaplacePredictor:

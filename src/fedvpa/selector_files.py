@@ -23,7 +23,7 @@ from fedvpa.errors import UserError
 from fedvpa.evaluation.result_files import write_bytes
 from fedvpa.federation.moments import Standardizer
 from fedvpa.methods.base import ServerState
-from fedvpa.preferences.examples import NO_RATINGS
+from fedvpa.preferences.schema import NO_RATINGS
 
 FORMAT = 2
 WEIGHTS, INFO = "model.safetensors", "model.json"

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,15 @@ def votes(users: range) -> list[str]:
     return [f"u{u},i{(11 * u + k) % 40},{1 if (11 * u + k + u) % 2 else -1}" for u in users for k in range(24)]
 
 
+def ratings(users: range) -> list[str]:
+    """The same of ratings; the people of the second node rate 20 higher, and more widely."""
+    lines = (line.split(",") for line in votes(users))
+    return [
+        f"{u},{i},{(50 + 20 * (int(u[1:]) // 6)) + (2 + int(u[1:]) // 6) * int(v) + int(i[1:]) % 3}"
+        for u, i, v in lines
+    ]
+
+
 def write_votes(folder: Path, lines: list[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "votes.csv").write_text("\n".join(["user,item,rating", *lines]) + "\n")
@@ -186,19 +196,22 @@ def write_votes(folder: Path, lines: list[str]) -> Path:
 LAPLACE = ("method.name=fedvpa-laplace", "laplace.rounds=6", "laplace.components=2", "federation.dtype=float64")
 
 
-def test_votes_at_the_nodes_train_like_all_votes_in_one_place(experiment: Path, cli: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize("given_by", [votes, ratings])
+def test_votes_at_the_nodes_train_like_all_votes_in_one_place(
+    given_by: Callable[[range], list[str]], experiment: Path, cli: Cli, tmp_path: Path
+) -> None:
     """Every person has the role, the judgements and the queries that it has where all tables are one."""
     config = configured(experiment, *LAPLACE).for_method("fedvpa-laplace")
     made = []
     for k in range(2):
-        place = write_votes(tmp_path / f"node-{k}", votes(range(6 * k, 6 * k + 6)))
+        place = write_votes(tmp_path / f"node-{k}", given_by(range(6 * k, 6 * k + 6)))
         given = {"data.name": "table", "data.path": str(place), "state-dir": str(tmp_path / f"state-{k}")}
         made.append(_own(config, given))
     assert [len(node.clients) for node in made] == [6, 6]
     out = tmp_path / "run"
     console = Console(file=io.StringIO(), force_terminal=False)
     train_selector(config, check_folder(out, config, "train", resume=False), console, FakeGrid(made))
-    everything = write_votes(tmp_path / "all", votes(range(12)))
+    everything = write_votes(tmp_path / "all", given_by(range(12)))
     sizes = ("federation.clients=12", "federation.unseen_clients=0", "federation.validation_clients=0")
     ended = cli(
         "train", experiment, "data.name=table", f"data.path={everything}", *LAPLACE, *sizes, "--out", tmp_path / "v"
@@ -214,6 +227,9 @@ def test_votes_at_the_nodes_train_like_all_votes_in_one_place(experiment: Path, 
     summary = json.loads((out / "deployment.json").read_text())
     assert (summary["users"], summary["pairs"]) == (12, int(sum(min(20, 2 * 10) for _ in range(12))))
     assert set(summary["clients_accuracy"]) == {"mixture", "gaussian"}
+    scales = [Selector.from_pretrained(run).info.rating_scale for run in (out, tmp_path / "v")]
+    assert scales[0] == scales[1]
+    assert (scales[0] != (0.0, 1.0)) == (given_by is ratings)
 
 
 def test_a_node_names_a_source_of_real_people(experiment: Path, tmp_path: Path) -> None:

@@ -76,3 +76,10 @@ def test_shipped_configurations_take_a_folder(name: str) -> None:
     assert (config.data.name, config.data.path) == (name, "folder")
     assert config.evaluation.queries == "known-items"
     assert config.data.min_gap == (2 if name == "jester" else 0)
+
+
+def test_what_names_no_method_is_trained_by_the_default_one_and_the_papers_experiments_name_theirs() -> None:
+    assert load_config(CONFIGS / "jsonl.yaml").method.name == "fedvpa-laplace"
+    papers = {*CONFIGS.glob("hh-*.yaml"), CONFIGS / "synthetic.yaml"}
+    assert len(papers) == 6
+    assert {load_config(path).method.name for path in papers} == {"fedvpa-gp"}

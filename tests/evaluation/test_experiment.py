@@ -13,7 +13,9 @@ from fedvpa.evaluation import experiment
 from fedvpa.evaluation.experiment import Prepared, prepare, run_method
 from fedvpa.federation import rounds
 from fedvpa.federation.rounds import RoundReport, TrainingState
+from fedvpa.preferences.schema import RATING, Client, Judgements
 from toy import DIM, preferences, settings, world
+from toy_people import laplace_settings, people
 
 SIZES = (0, 1, 2, 4, 8, 16)
 LATENT_USE = {"switch_gap", "flip_rate", "active_units", "cluster_purity", "kl"}
@@ -61,8 +63,28 @@ def test_features_are_standardised_by_the_training_clients_alone(prepared: Prepa
     torch.testing.assert_close(prepared.standardizer.mean, raw.mean(0))
     torch.testing.assert_close(prepared.standardizer.scale, raw.std(0, correction=0))
     torch.testing.assert_close(prepared.pool.x[5, 1], (features.b[5] - raw.mean(0)) / raw.std(0, correction=0))
-    assert prepared.moments_bytes == 8 * (1 + 2 * DIM)
+    assert prepared.moments_bytes == 8 * (1 + 2 * DIM + 3)
     assert set(prepared.panels) == {"seen", "validation", "unseen"}
+
+
+def test_ratings_are_standardised_by_the_training_clients_alone() -> None:
+    config = laplace_settings()
+    data, features = people(config, kinds=("rating", "vote"))
+    prepared = prepare(config, data, features)
+
+    def judged(clients: tuple[Client, ...]) -> list[Judgements]:
+        return [c.judgements for c in clients if c.judgements is not None]
+
+    given = torch.cat([j.value[j.kind == RATING] for j in judged(data.clients["seen"])]).double()
+    for found, population in (
+        (prepared.clients.judgements.judged, "seen"),
+        (prepared.panels["unseen"].judged, "unseen"),
+    ):
+        for y, j in zip(found.y, judged(data.clients[population]), strict=True):
+            rated = j.kind == RATING
+            expected = (j.value.double() - given.mean()) / given.std(correction=0)
+            torch.testing.assert_close(y[rated], expected[rated], atol=1e-12, rtol=1e-12)
+            assert torch.equal(y[~rated], j.value[~rated].double())
 
 
 def test_the_latent_is_learned_and_used(run: experiment.MethodRun) -> None:

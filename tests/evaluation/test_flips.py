@@ -8,7 +8,7 @@ import torch
 
 from fedvpa.evaluation.flips import find_flips
 from fedvpa.evaluation.protocol import make_panel
-from fedvpa.methods.base import Context
+from fedvpa.methods.base import Context, Pool
 from fedvpa.preferences.schema import Client, FederatedPreferences, LabelledPairs, Message, Pair
 
 PAIRS = tuple(Pair((Message("user", "Town?"),), f"more {k}", f"less {k}") for k in range(4))
@@ -35,7 +35,8 @@ def flips(size: int = 1) -> dict[str, Any]:
     )
     split = ("test", "test", "test", "train")
     data = FederatedPreferences(PAIRS, split, (), (), torch.zeros(0, 4, dtype=torch.int8), {"unseen": clients})
-    return find_flips(Known(), make_panel(data, clients, 0, torch.float64), PAIRS, size, "none")  # type: ignore[arg-type]
+    panel = make_panel(data, clients, 0, Pool(torch.zeros(8, 1), data.item_rows[1]))
+    return find_flips(Known(), panel, PAIRS, size, "none")  # type: ignore[arg-type]
 
 
 def test_couples_and_the_clearest() -> None:

@@ -71,10 +71,10 @@ def test_context_and_query_share_no_pair(prepared: Prepared) -> None:
 
 def test_the_same_seed_asks_the_same_and_another_seed_something_else(prepared: Prepared) -> None:
     clients = prepared.data.clients["unseen"]
-    one, same, other = (make_panel(prepared.data, clients, seed, torch.float64) for seed in (0, 0, 1))
+    one, same, other = (make_panel(prepared.data, clients, seed, prepared.pool) for seed in (0, 0, 1))
     assert (one.order == same.order).all()
     assert (one.order != other.order).any()
-    alone = make_panel(prepared.data, clients[2:3], 0, torch.float64)
+    alone = make_panel(prepared.data, clients[2:3], 0, prepared.pool)
     assert (alone.order[0] == one.order[2]).all()
 
 
@@ -82,7 +82,7 @@ def test_users_without_a_query_are_left_out(prepared: Prepared) -> None:
     clients = list(prepared.data.clients["unseen"])
     clients[1] = replace(clients[1], test=LabelledPairs.of([], []))
     clients[2] = replace(clients[2], test=LabelledPairs(clients[2].test.index[:5], clients[2].test.y[:5]))
-    panel = make_panel(prepared.data, clients, 0, torch.float64)
+    panel = make_panel(prepared.data, clients, 0, prepared.pool)
     assert panel.groups.tolist() == [0, 2, 3]
     assert panel.query_mask.sum(-1).tolist() == [60, 5, 60]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -208,9 +209,10 @@ def test_the_default_delta_and_noise_without_a_bound() -> None:
         parse_config({"privacy": {"posterior_noise": 1.0}})
 
 
-@pytest.mark.parametrize("name", ["fedbiscuit", "central-vpl", "fedvpa-gp+labels"])
+@pytest.mark.parametrize("name", ["fedvpa-laplace", "fedbiscuit", "central-vpl", "fedvpa-gp+labels"])
 def test_methods_that_send_more_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match="more than the privacy account covers"):
+    said = f"privacy: {re.escape(name)} sends more than the privacy account covers; set method.name=fedvpa-gp"
+    with pytest.raises(UserError, match=said):
         engine(name, **ALL)
 
 

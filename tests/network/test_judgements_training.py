@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from flwr.app import Message
 
 from fake_grid import FakeGrid, Tamper, nodes_of
 from fedvpa.config import ExperimentConfig
+from fedvpa.errors import UserError
+from fedvpa.evaluation.experiment import prepare
 from fedvpa.evaluation.protocol import make_panel, score_predictions
 from fedvpa.federation import checkpoint, rounds
 from fedvpa.federation.rounds import TrainingState
+from fedvpa.network import messages
 from fedvpa.network.node import NETWORKED
 from fedvpa.network.server_app import Server, connect
+from fedvpa.preferences.schema import RATING, Client, FederatedPreferences, RatingSums
 from toy import method_of
 from toy_people import laplace_settings, people, people_world
 
@@ -99,9 +104,99 @@ def test_the_numbers_are_those_of_the_vectorised_engine(kinds: str, nodes: int, 
     server, _ = connected(config, tmp_path, kinds, nodes)
     found = server.train(method, config)
     assert found.server.round == config.federation.rounds
-    assert len(found.server.shares) == config.laplace.components
+    assert len(found.server.shares) > 1
     assert apart(found, expected) < 1e-9
     assert not server.faults.counts
+
+
+def moved(data: FederatedPreferences, nodes: int) -> FederatedPreferences:
+    """The same people, who rate around 3 at node 1, around 7 at node 2, and so on, and more widely at each."""
+
+    def rates(c: Client, node: int) -> Client:
+        assert c.judgements is not None
+        j = c.judgements
+        value = torch.where(j.kind == RATING, (node + 1) * j.value + 3 + 4 * node, j.value)
+        judgements = replace(j, value=value)
+        return replace(c, judgements=judgements, ratings=RatingSums.of(judgements))
+
+    return replace(
+        data, clients={p: tuple(rates(c, i % nodes) for i, c in enumerate(cs)) for p, cs in data.clients.items()}
+    )
+
+
+@pytest.mark.parametrize("kinds", ["ratings", "mixed"])
+def test_nodes_whose_people_rate_differently_apply_one_scale(kinds: str, tmp_path: Path) -> None:
+    config = experiment()
+    data, features = people(config, KINDS[kinds], ragged=True)
+    data = moved(data, 2)
+    prepared = prepare(config, data, features)
+    method = method_of(prepared, config.method.name)
+    expected = rounds.train(method, config, prepared.clients)
+    held = nodes_of(config, data, features, tmp_path / "nodes", 2)
+    own = [np.mean([v for c in node.clients for v in c.judgements.value[c.judgements.kind == RATING]]) for node in held]
+    assert own[1] - own[0] > 3
+    server = connect(FakeGrid(held), config, tmp_path, groups=2, say=lambda _: None)
+    assert server.session.rating_scale == prepared.pool.rating_scale
+    assert own[0] < server.session.rating_scale[0] < own[1]
+    found = server.train(method, config)
+    assert apart(found, expected) < 1e-9
+    accuracy = server.evaluate(method, found)
+    panel = prepared.panels["seen"]
+    predictor = method.predictor(expected.server, prepared.pool)
+    for how, value in accuracy.items():
+        users = predictor.infer(panel.context_for(predictor, config.federation.context_pairs), how)
+        right = score_predictions(panel, predictor.predict(users, panel.query)).values["accuracy"]
+        assert value == pytest.approx(right, abs=1e-6)
+    # A restarted server goes on with the scale of round 0.
+    again = connect(FakeGrid(held), config, tmp_path, 8, groups=2, say=lambda _: None)
+    assert again.session.rating_scale == server.session.rating_scale
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("ratings", -1.0, "moments.ratings is below 0"),
+        ("ratings", 1e9, "moments.ratings is above 2e+07"),
+        ("rating_total", -1e20, "moments.rating_total is below -2e+13"),
+        ("rating_squares", -1.0, "moments.rating_squares is below 0"),
+        ("rating_squares", np.nan, "moments.rating_squares is not finite"),
+    ],
+)
+def test_forged_sums_of_ratings_leave_their_people_out(name: str, value: float, reason: str, tmp_path: Path) -> None:
+    def tamper(node: int, reply: Message) -> Message | None:
+        if node == 2:
+            record = reply.content["arrays"]
+            array = record[f"moments.{name}"]
+            record[f"moments.{name}"] = type(array)(np.full_like(array.numpy(), value))
+        return reply
+
+    server, _ = connected(experiment(), tmp_path, tamper=tamper)
+    assert len(server.session.users) == 4
+    assert {(e["node"], e["kind"], e["reason"]) for e in entries(tmp_path)} == {(2, "rejected", reason)}
+
+
+def test_a_node_of_another_version_is_refused_at_the_start(tmp_path: Path) -> None:
+    def tamper(node: int, reply: Message) -> Message | None:
+        if node == 2:
+            reply.content["reply"]["protocol"] = messages.PROTOCOL - 1
+            for name in ("ratings", "rating_total", "rating_squares"):
+                del reply.content["arrays"][f"moments.{name}"]
+        return reply
+
+    server, _ = connected(experiment(), tmp_path, tamper=tamper)
+    assert len(server.session.users) == 4
+    assert {e["reason"] for e in entries(tmp_path)} == {
+        "enroll: another protocol; use one version of fedvpa everywhere"
+    }
+
+
+def test_a_node_refuses_a_server_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    data, features = people(config := experiment(), ragged=True)
+    monkeypatch.setattr("fedvpa.network.nodes.PROTOCOL", messages.PROTOCOL - 1)
+    with pytest.raises(UserError, match="0 nodes with 0 users"):
+        connect(FakeGrid(nodes_of(config, data, features, tmp_path / "nodes", 1)), config, tmp_path, say=said.append)
+    assert any("not a task of this protocol; use one version of fedvpa everywhere" in line for line in said)
 
 
 def test_single_precision_agrees_too(tmp_path: Path) -> None:
@@ -231,7 +326,7 @@ def test_accuracy_of_the_clients_own_pairs(tmp_path: Path) -> None:
     accuracy = server.evaluate(method, server.train(method, config))
     assert accuracy.keys() == {"mixture", "gaussian"}
     prepared = people_world(config, kinds=KINDS["mixed"], ragged=True)
-    panel = make_panel(prepared.data, prepared.data.clients["seen"], config.seed, prepared.pool.x.dtype)
+    panel = make_panel(prepared.data, prepared.data.clients["seen"], config.seed, prepared.pool)
     predictor = method.predictor(state.server, prepared.pool)
     for how, found in accuracy.items():
         users = predictor.infer(panel.context_for(predictor, config.federation.context_pairs), how)

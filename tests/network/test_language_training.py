@@ -57,6 +57,6 @@ def test_the_numbers_are_those_of_the_loop(
     if config.privacy.on:
         return
     pool = prepared.pool
-    panel = make_panel(prepared.data, prepared.data.clients["seen"], config.seed, pool.x.dtype)
+    panel = make_panel(prepared.data, prepared.data.clients["seen"], config.seed, pool)
     p = method.predictor(expected.server, pool).predict(None, panel.query)
     assert server.evaluate(method, found) == pytest.approx({"none": score_predictions(panel, p).values["accuracy"]})

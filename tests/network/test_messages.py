@@ -16,6 +16,7 @@ from fedvpa.federation.moments import client_moments
 from fedvpa.methods.base import Upload
 from fedvpa.network import messages
 from fedvpa.network.messages import Field, Refusal, Reply, Stamp
+from fedvpa.preferences.schema import NOTHING_RATED, RatingSums
 
 THETA = {"g.weight": torch.zeros(3, 2), "alpha": torch.zeros(())}
 CONFIG = parse_config({"defence": {"max_update_norm": 10, "max_posterior_norm": 5}})
@@ -136,6 +137,20 @@ def test_with_privacy_on_an_upload_has_no_metrics_one_example_and_a_clipped_chan
     arrays["theta.alpha"] = arrays["theta.alpha"] + torch.tensor([0.0, 0.0, 1.0])
     bad = declared.upload_problems(arrays, fields, theta, config, ANNOUNCED)
     assert bad == {1: "counts is above 1", 2: "theta has changed by more than privacy.clip (0.5)"}
+
+
+@pytest.mark.parametrize("privacy_on", [{"clip": 1.0}, {"moments_clip": 2.0}])
+def test_with_privacy_on_round_0_says_nothing_of_ratings(privacy_on: dict[str, float]) -> None:
+    config, rated = parse_config({"privacy": privacy_on}), RatingSums(3.0, 9.0, 29.0)
+    fields, x = messages.enroll_fields(8, config), torch.ones(5, 8) / 8
+    one = {"pairs": torch.ones(1, dtype=torch.int64)}
+    message = privacy.moments_of(x, config, rated)
+    assert message.rating_sums == NOTHING_RATED
+    assert not declared.problems(one | messages.moments_arrays([message]), fields)
+    for name in ("ratings", "rating_total", "rating_squares"):
+        said = message._replace(**{name: getattr(client_moments(x, rated), name)})
+        bad = declared.problems(one | messages.moments_arrays([said]), fields)
+        assert bad == {0: f"moments.{name} is above 0"}
 
 
 def test_with_privacy_on_round_0_says_no_number_and_is_clipped() -> None:

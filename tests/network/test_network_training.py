@@ -77,7 +77,7 @@ def apart(one: TrainingState, two: TrainingState) -> float:
 def predicted(method: Any, config: ExperimentConfig, state: TrainingState) -> tuple[Panel, torch.Tensor]:
     """The seen users' panel, and p(a > b) of their queries with mixture inference."""
     prepared = world(config, ragged=True)
-    panel = make_panel(prepared.data, prepared.data.clients["seen"], config.seed, prepared.pool.x.dtype)
+    panel = make_panel(prepared.data, prepared.data.clients["seen"], config.seed, prepared.pool)
     predictor = method.predictor(state.server, prepared.pool)
     users = predictor.infer(panel.context(config.federation.context_pairs), "mixture", panel.groups)
     return panel, predictor.predict(users, panel.query)

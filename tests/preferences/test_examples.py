@@ -84,9 +84,9 @@ def test_ratings_and_strengths_are_scaled() -> None:
         {"prompt": "p", "chosen": "y", "rejected": "z"},
         {"prompt": "p", "chosen": "u", "rejected": "z", "margin": 0},
     ]
-    items, own = as_judgements(examples_of(rows, HERE), (3.0, 2.0))
+    items, own = as_judgements(examples_of(rows, HERE), True)
     assert items == (item("x"), item("y"), item("z"))
-    assert own.value.tolist() == [1, 1, 1, 1]
+    assert own.value.tolist() == [5, 1, 1, 1]
     assert own.weight.tolist() == [1, 0.5, 1.5, 1]
     assert own.first.tolist() == [0, 0, 0, 1]
     assert own.second.tolist() == [-1, 1, 2, 2]

@@ -227,7 +227,7 @@ def compare(
     overrides: Overrides = None,
     methods: Annotated[
         str, typer.Option(help=f"Methods, with commas between: {', '.join(METHODS)}.")
-    ] = "fedvpa-gp,fedvpl,fedbt,local,oracle",
+    ] = "fedvpa-laplace,fedvpa-gp,fedvpl,fedbt,local,oracle",
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from `seed` on.")] = 1,
     out: Out = None,
     overwrite: Overwrite = False,

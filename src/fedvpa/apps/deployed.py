@@ -85,6 +85,7 @@ def _selector(
         backbone=dict(backbone.identity),
         default_inference=dict.fromkeys(sizes, best),
         fingerprint=fingerprints.fingerprint(config, None),
+        rating_scale=server.session.rating_scale,
     )
     return Selector(Parameters.of(training.server, server.session.standardizer), info)
 

@@ -279,7 +279,7 @@ def selector_of(
         groups=prepared.data.groups,
         backbone=dict(backbone.identity),
         default_inference=default_inference(measured.rows),
-        rating_scale=prepared.data.rating_scale,
+        rating_scale=prepared.pool.rating_scale,
         fingerprint=dict(fingerprint),
     )
     selector = Selector(Parameters.of(measured.training.server, prepared.standardizer), info)

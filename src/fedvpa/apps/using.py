@@ -14,13 +14,14 @@ from fedvpa.evaluation.encoding import readable
 from fedvpa.evaluation.experiment import MethodRun, Prepared, add_rows
 from fedvpa.evaluation.protocol import make_panel
 from fedvpa.evaluation.result_files import check_results, plain
+from fedvpa.federation.moments import rating_scale
 from fedvpa.federation.rounds import ClientData
 from fedvpa.methods.base import Pool
 from fedvpa.preferences.examples import read_examples
 from fedvpa.preferences.fingerprint import TRAINED, fingerprint_of
 from fedvpa.preferences.jsonl import candidate_of
 from fedvpa.preferences.lines import read_rows
-from fedvpa.preferences.schema import FederatedPreferences
+from fedvpa.preferences.schema import NO_RATINGS, FederatedPreferences
 from fedvpa.preferences.sources import load_preferences
 from fedvpa.selector import Selector
 from fedvpa.user import User
@@ -49,7 +50,8 @@ def evaluate(selector: Selector, config: ExperimentConfig, own: ExperimentConfig
 
     Args:
         config: what to measure it on; own: the configuration that it was trained with. Where the people who trained
-            are not those of the data, all that have queries are reported as ``unseen``.
+            are not those of the data, all that have queries are reported as ``unseen``. Their ratings are
+            standardised as the selector's training people's, or by themselves where nobody rated in training.
 
     Raises:
         UserError: no user can be asked, the backbone is not the selector's, or the data of the training have changed.
@@ -65,10 +67,13 @@ def evaluate(selector: Selector, config: ExperimentConfig, own: ExperimentConfig
         raise UserError("no user has a pair for a query", "give each user pairs on several prompts", field="data")
     standardizer = selector.parameters.standardizer
     base = None if features.base_logit is None else features.base_logit.to(selector.dtype)
-    pool = Pool(standardizer(features.items).to(selector.dtype), features.pairs, base)
+    scale = selector.info.rating_scale
+    if scale == NO_RATINGS:
+        scale = rating_scale(c.ratings for c in data.clients["seen"])
+    pool = Pool(standardizer(features.items).to(selector.dtype), features.pairs, base, rating_scale=scale)
     with_queries = {p: tuple(c for c in clients if len(c.test)) for p, clients in populations.items()}
     with_queries["switching"] = data.switching
-    panels = {p: make_panel(data, c, config.seed, selector.dtype) for p, c in with_queries.items() if c}
+    panels = {p: make_panel(data, c, config.seed, pool) for p, c in with_queries.items() if c}
     prepared = Prepared(config, data, standardizer, 0, pool, ClientData(pool, data.clients["seen"]), panels, ())
     measured = MethodRun(selector.method, selector.predictor(pool), None)
     add_rows(measured, prepared, {})

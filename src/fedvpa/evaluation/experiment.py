@@ -18,7 +18,7 @@ from fedvpa.evaluation.compare import PairScores
 from fedvpa.evaluation.encoding import readable, tokenize
 from fedvpa.evaluation.protocol import Panel, make_panel, measure, measure_leaking, score_predictions
 from fedvpa.federation import privacy
-from fedvpa.federation.moments import Standardizer
+from fedvpa.federation.moments import Standardizer, rating_scale
 from fedvpa.federation.rounds import Callback, ClientData, RoundReport, TrainingState, start, train
 from fedvpa.methods.base import Judging, Method, Owning, Pool, Predictor, Setup, torch_dtype
 from fedvpa.methods.clustering import MOST
@@ -109,15 +109,16 @@ def prepare(
     if features is None:
         data, features = readable(config, data)
     dtype = torch_dtype(config)
-    messages = [privacy.moments_of(features.of_client(c), config) for c in data.clients["seen"]]
+    messages = [privacy.moments_of(features.of_client(c), config, c.ratings) for c in data.clients["seen"]]
     standardizer = privacy.standardizer_of(messages, config)
     base = None if features.base_logit is None else features.base_logit.to(dtype)
-    pool = Pool(standardizer(features.items).to(dtype), features.pairs, base)
+    scale = rating_scale(m.rating_sums for m in messages)
+    pool = Pool(standardizer(features.items).to(dtype), features.pairs, base, rating_scale=scale)
     populations: dict[str, tuple[Client, ...]] = {**data.clients, "switching": data.switching}
     asked = {name: clients for name, clients in populations.items() if any(len(c.test) for c in clients)}
-    panels = {name: make_panel(data, clients, config.seed, dtype) for name, clients in asked.items()}
+    panels = {name: make_panel(data, clients, config.seed, pool) for name, clients in asked.items()}
     choosing = tuple(
-        make_panel(data, data.clients["validation"], derive_seed(config.seed, "choosing", draw), dtype)
+        make_panel(data, data.clients["validation"], derive_seed(config.seed, "choosing", draw), pool)
         for draw in range(CHOOSING_DRAWS if "validation" in asked else 0)
     )
     clients = ClientData(pool, data.clients["seen"])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedvpa.evaluation import metrics
 from fedvpa.evaluation.compare import PairScores
-from fedvpa.methods.base import Context, Judged, Predictor, judgements_of, padded_judgements, takes_judgements
+from fedvpa.methods.base import Context, Judged, Pool, Predictor, judgements_of, padded_judgements, takes_judgements
 from fedvpa.preferences.schema import CHOICE, Client, FederatedPreferences, LabelledPairs
 from fedvpa.preferences.seeding import generator
 
@@ -84,8 +84,14 @@ def context_order(client: Client, seed: int) -> Tensor:
     return torch.randperm(len(client.train), generator=generator(seed, "context", client.client_id))
 
 
-def make_panel(data: FederatedPreferences, clients: Sequence[Client], seed: int, dtype: torch.dtype) -> Panel:
-    """The panel of a population; users without a query are left out."""
+def make_panel(data: FederatedPreferences, clients: Sequence[Client], seed: int, pool: Pool) -> Panel:
+    """The panel of a population; users without a query are left out.
+
+    Args:
+        seed: of the contexts' order.
+        pool: whose dtype and rating scale count.
+    """
+    dtype = pool.items.dtype
     clients = [c for c in clients if len(c.test)]
     orders = [context_order(c, seed) for c in clients]
 
@@ -114,7 +120,7 @@ def make_panel(data: FederatedPreferences, clients: Sequence[Client], seed: int,
         shuffled=torch.arange(len(clients)).roll(1),
         group_names=data.groups,
         pool_size=len(data.pairs),
-        judged=padded_judgements(given, dtype),
+        judged=padded_judgements(given, dtype, pool.rating_scale),
         pairs_per_judgement=0.5 if single else 1.0,
         matched=None if data.matched is None else data.matched[query] & mask,
     )

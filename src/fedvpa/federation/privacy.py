@@ -31,6 +31,7 @@ from fedvpa.federation.aggregate import Mean, weighted_change
 from fedvpa.federation.moments import Moments, Standardizer, client_moments, combine
 from fedvpa.methods.base import Judging, Method, Surveying, Upload
 from fedvpa.methods.oracle_labels import FedVPAGPLabels
+from fedvpa.preferences.schema import NOTHING_RATED, RatingSums
 from fedvpa.preferences.seeding import generator
 from fedvpa.variational.selector import Theta
 
@@ -114,10 +115,19 @@ def clipped_posteriors(
     return means, (1 + variances).clamp(min=LEAST_VARIANCE)
 
 
-def moments_of(x: Tensor, config: ExperimentConfig) -> Moments:
-    """A client's message of round 0, clipped where `privacy.moments_clip` says so. x: (responses, D)"""
+def moments_of(x: Tensor, config: ExperimentConfig, ratings: RatingSums = NOTHING_RATED) -> Moments:
+    """A client's message of round 0, clipped where `privacy.moments_clip` says so.
+
+    With privacy on nothing is said of ratings: no mechanism covers them, and no method that may run then needs them.
+
+    Args:
+        x: (responses, D) features.
+        ratings: the client's.
+    """
     clip = config.privacy.moments_clip
-    return client_moments(x) if clip is None else clipped_moments(x, clip)
+    if clip is not None:
+        return clipped_moments(x, clip)
+    return client_moments(x, NOTHING_RATED if config.privacy.on else ratings)
 
 
 def clipped_moments(x: Tensor, clip: float) -> Moments:
@@ -199,7 +209,8 @@ def check(method: Method, config: ExperimentConfig) -> None:
     uncovered = isinstance(method, (Surveying, Judging, FedVPAGPLabels)) or getattr(method, "joint", False)
     if config.privacy.on and uncovered:
         problem = f"{method.name} sends more than the privacy account covers"
-        raise UserError(problem, "choose another method, or leave the privacy section empty", field="privacy")
+        remedy = "set method.name=fedvpa-gp, or leave the privacy section empty"
+        raise UserError(problem, remedy, field="privacy")
 
 
 def epsilon_after(method: Method, config: ExperimentConfig, clients: int, rounds: int) -> float | None:

@@ -146,7 +146,8 @@ class JudgementData:
 
     def __init__(self, pool: Pool, clients: Sequence[Client], ids: Tensor) -> None:
         self.pool, self.ids = pool, ids
-        self.judged = padded_judgements([judgements_of(c, pool.pairs) for c in clients], pool.items.dtype)
+        given = [judgements_of(c, pool.pairs) for c in clients]
+        self.judged = padded_judgements(given, pool.items.dtype, pool.rating_scale)
         self.counts = (self.judged.weight > 0).sum(-1)
 
     def batch(self, rows: Tensor) -> JudgementBatch:

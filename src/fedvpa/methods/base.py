@@ -27,7 +27,7 @@ from torch import Tensor
 from fedvpa.backbone.pairs import PairTexts
 from fedvpa.config import ExperimentConfig
 from fedvpa.methods.components import Own
-from fedvpa.preferences.schema import RATING, Client, Judgements
+from fedvpa.preferences.schema import NO_RATINGS, RATING, Client, Judgements
 from fedvpa.preferences.seeding import generator
 from fedvpa.variational.inference import Particles
 from fedvpa.variational.selector import Theta
@@ -47,12 +47,14 @@ class Pool:
         pairs: (pairs, 2) int64 rows of `items`, of a and of b.
         base_logit: (pairs,) l0, or None.
         texts: the pairs as tokens, for methods that train the language model itself; None for all others.
+        rating_scale: mean and deviation that ratings are standardised by (`federation.moments.rating_scale`).
     """
 
     items: Tensor
     pairs: Tensor
     base_logit: Tensor | None = None
     texts: PairTexts | None = None
+    rating_scale: tuple[float, float] = NO_RATINGS
 
     @staticmethod
     def of_pairs(x: Tensor, base_logit: Tensor | None = None) -> Pool:
@@ -224,8 +226,13 @@ def judgements_of(client: Client, pairs: Tensor) -> Judgements:
     return Judgements.choices(pairs[client.train.index].cpu(), client.train.y)
 
 
-def padded_judgements(people: Sequence[Judgements], dtype: torch.dtype) -> Judged:
-    """Several people's judgements as one batch. dtype: of labels and weights."""
+def padded_judgements(people: Sequence[Judgements], dtype: torch.dtype, rating_scale: tuple[float, float]) -> Judged:
+    """Several people's judgements as one batch, their ratings standardised.
+
+    Args:
+        dtype: of labels and weights.
+        rating_scale: mean and standard deviation of the training people's ratings.
+    """
 
     def pad(name: str, kind: torch.dtype) -> Tensor:
         rows = [getattr(p, name).to(kind) for p in people]
@@ -233,7 +240,9 @@ def padded_judgements(people: Sequence[Judgements], dtype: torch.dtype) -> Judge
 
     rated = torch.nn.utils.rnn.pad_sequence([p.kind == RATING for p in people], batch_first=True)
     first, second = pad("first", torch.int64), pad("second", torch.int64)
-    return Judged(first, second, pad("value", dtype), rated, pad("weight", dtype))
+    value, (mean, deviation) = pad("value", torch.float64), rating_scale
+    y = torch.where(rated, (value - mean) / deviation, value).to(dtype)
+    return Judged(first, second, y, rated, pad("weight", dtype))
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class ItemFactors:
 
     def fit(self, data: FederatedPreferences, pool: Pool) -> VectorPredictor:
         """Fits items and training people by gradient steps on the sum of -log p and the ridges."""
-        judged = padded_judgements([judgements_of(c, pool.pairs) for c in data.clients["seen"]], pool.items.dtype)
+        given = [judgements_of(c, pool.pairs) for c in data.clients["seen"]]
+        judged = padded_judgements(given, pool.items.dtype, pool.rating_scale)
         m, g = self.config.method, generator(self.config.seed, self.name)
 
         def start(*shape: int) -> Tensor:

@@ -61,7 +61,7 @@ def client_app(open_node: Callable[[Context], Node]) -> ClientApp:
 
 
 def enroll(node: Node, content: RecordDict) -> RecordDict:
-    """Who is here, with the moments of their features (round 0); private state of lost rounds goes."""
+    """Who is here, with the moments of their features and ratings (round 0); private state of lost rounds goes."""
     head = content.get("task")
     if not isinstance(head, ConfigRecord) or head.get("protocol") != messages.PROTOCOL:
         raise Refusal("not a task of this protocol; use one version of fedvpa everywhere")
@@ -91,7 +91,7 @@ def train(node: Node, content: RecordDict) -> RecordDict:
     fresh = method.init_client(1)
     kept = [store.load(user, task.download.round, fresh) or fresh for user in users]
     private: Private = {k: torch.cat([rows[k] for rows in kept]) for k in fresh}
-    data = node.training_data(clients, ids, task.standardizer)
+    data = node.training_data(clients, ids, task.standardizer, task.rating_scale)
     everybody = torch.arange(len(users))
     secret = node_secret(node.state_dir, task.training) if node.config.privacy.secret_noise else None
     upload, private = train_clients(method, node.config, data, task.download, private, everybody, secret)
@@ -120,8 +120,8 @@ def evaluate(node: Node, content: RecordDict) -> RecordDict:
     if not asked:
         arrays = {k: torch.zeros(0, *f.shape, dtype=f.dtype) for k, f in fields.items()}
         return messages.write_reply(Reply((), arrays, gone), fields, {}, task.stamp)
-    pool = node.pool(task.standardizer)
-    panel = make_panel(node.data, [clients[i] for i in asked], node.config.seed, pool.items.dtype)
+    pool = node.pool(task.standardizer, task.rating_scale)
+    panel = make_panel(node.data, [clients[i] for i in asked], node.config.seed, pool)
     predictor = method.predictor(read_clusters(content, task.download), pool)
     mask = panel.query_mask.double()
     context = panel.context_for(predictor, node.config.federation.context_pairs)

@@ -4,7 +4,7 @@ Fields and bounds of an upload are those of every engine (`federation.declared`)
 
 A reply holds one row per user of the node, so a silo of many users answers at once. It may hold nothing but
 
-* ``enroll`` (round 0): a pseudonym per user, the number of training pairs, and the moments of the features;
+* ``enroll`` (round 0): a pseudonym per user, the number of training pairs, and the moments of features and ratings;
 * ``train``: trained parameters, posterior mean and variance, number of examples, a fixed set of scalar metrics;
 * ``evaluate``: the share of the user's own held-out pairs that each inference predicts, and their number. With privacy
   on there is no such message, every number of pairs or examples is 1, and there are no metrics.
@@ -35,7 +35,7 @@ PROTOCOL = 3
 ENROLL, TRAIN, EVALUATE = "query.enroll", "train", "evaluate"
 MAX_FEATURES = 2**16
 MAX_FEATURE = 1e6
-"""Largest absolute value of a feature that a client's moments may speak of."""
+"""Largest absolute value of a feature, or of a rating, that a client's moments may speak of."""
 
 _REPLY, _ARRAYS = "reply", "arrays"
 _PSEUDONYM = re.compile("[0-9a-f]{8,64}")
@@ -67,9 +67,18 @@ class Reply(NamedTuple):
 
 
 def enroll_fields(features: int, config: ExperimentConfig) -> dict[str, Field]:
-    """Round 0 of clients whose features have `features` dimensions; see `federation.privacy.moments_of`."""
+    """Round 0 of clients whose features have `features` dimensions; see `federation.privacy.moments_of`.
+
+    With privacy on nothing is said of ratings.
+    """
     pairs, clip = config.defence.max_pairs, config.privacy.moments_clip
     counted = Field((), torch.int64, 1, 1 if config.privacy.on else pairs)
+    rated = 0.0 if config.privacy.on else 2.0 * pairs
+    ratings = {
+        "moments.ratings": Field((), torch.float64, 0, rated),
+        "moments.rating_total": Field((), torch.float64, -rated * MAX_FEATURE, rated * MAX_FEATURE),
+        "moments.rating_squares": Field((), torch.float64, 0, rated * MAX_FEATURE**2),
+    }
     if clip is not None:
         norm = clip * (1 + 1e-6)  # rounding
         return {
@@ -77,6 +86,7 @@ def enroll_fields(features: int, config: ExperimentConfig) -> dict[str, Field]:
             "moments.count": Field((), torch.float64, 1, 1),
             "moments.total": Field((features,), torch.float64, norm=norm),
             "moments.squares": Field((features,), torch.float64, 0, norm=norm**2),
+            **ratings,
         }
     most = pairs * 2 * MAX_FEATURE
     return {
@@ -84,6 +94,7 @@ def enroll_fields(features: int, config: ExperimentConfig) -> dict[str, Field]:
         "moments.count": Field((), torch.float64, 1, 2 * pairs),
         "moments.total": Field((features,), torch.float64, -most, most),
         "moments.squares": Field((features,), torch.float64, 0, most * MAX_FEATURE),
+        **ratings,
     }
 
 
@@ -106,7 +117,7 @@ def as_upload(arrays: Mapping[str, Tensor], ids: Tensor) -> Upload:
 
 
 def moments_arrays(moments: Sequence[Moments]) -> dict[str, Tensor]:
-    """One row per user of the three sums."""
+    """One row per user of each sum."""
     return {f"moments.{name}": torch.stack([getattr(m, name) for m in moments]) for name in Moments._fields}
 
 

@@ -91,26 +91,29 @@ class Node:
 
     def moments(self) -> list[Moments]:
         """Per user the message of round 0."""
-        return [moments_of(self.features.of_client(c), self.config) for c in self.clients]
+        return [moments_of(self.features.of_client(c), self.config, c.ratings) for c in self.clients]
 
     def method(self, kind: type, clients: int, clusters: int) -> Method:
         """The configured method, with the sizes that the server says."""
         method: Method = kind(Setup(self.config, self.dim, clients, clusters, torch_dtype(self.config)))
         return method
 
-    def training_data(self, clients: Sequence[Client], ids: Tensor, standardizer: Standardizer) -> ClientData:
+    def training_data(
+        self, clients: Sequence[Client], ids: Tensor, standardizer: Standardizer, rating_scale: tuple[float, float]
+    ) -> ClientData:
         """The training pairs of some users (with their ids in the federation), and of nobody else."""
         rows = torch.cat([c.train.index for c in clients]).unique()
         moved = [
             replace(c, group=None, train=LabelledPairs(torch.searchsorted(rows, c.train.index), c.train.y))
             for c in clients
         ]
-        return ClientData(self.pool(standardizer, rows), moved, ids)
+        return ClientData(self.pool(standardizer, rating_scale, rows), moved, ids)
 
-    def pool(self, standardizer: Standardizer, rows: Tensor | None = None) -> Pool:
+    def pool(self, standardizer: Standardizer, rating_scale: tuple[float, float], rows: Tensor | None = None) -> Pool:
         """Standardised features of all items, and the pairs `rows` of them; None: all."""
         rows = torch.arange(len(self.features.pairs)) if rows is None else rows
         dtype, base = torch_dtype(self.config), self.features.base_logit
         texts = None if self.texts is None else self.texts.take(rows)
         items = standardizer(self.features.items).to(dtype)
-        return Pool(items, self.features.pairs[rows], None if base is None else base[rows].to(dtype), texts)
+        base = None if base is None else base[rows].to(dtype)
+        return Pool(items, self.features.pairs[rows], base, texts, rating_scale)

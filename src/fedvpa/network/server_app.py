@@ -22,6 +22,7 @@ from fedvpa.evaluation.experiment import clusters_of
 from fedvpa.federation import declared, privacy
 from fedvpa.federation.aggregate import concatenate
 from fedvpa.federation.divergence import Divergence
+from fedvpa.federation.moments import rating_scale
 from fedvpa.federation.reception import without_outliers
 from fedvpa.federation.rounds import (
     Callback,
@@ -99,7 +100,8 @@ def _new_session(nodes: Nodes, training: str, config: ExperimentConfig) -> Sessi
     """Users in the order of their pseudonyms; their moments are added in that order, as in the other engines."""
     users = sorted(nodes.enrolled)
     pairs, moments = zip(*(nodes.enrolled[u] for u in users), strict=True)
-    return Session(training, tuple(users), pairs, privacy.standardizer_of(moments, config))
+    scale = rating_scale(m.rating_sums for m in moments)
+    return Session(training, tuple(users), pairs, privacy.standardizer_of(moments, config), scale)
 
 
 class Server:
@@ -267,6 +269,7 @@ class Server:
                     torch.tensor(mine),
                     download,
                     self.session.standardizer,
+                    self.session.rating_scale,
                     self.nodes.known_by,
                 )
         return tasks

@@ -1,4 +1,5 @@
-"""What a training over a network has fixed in round 0: who takes part, and how features are standardised."""
+"""What a training over a network has fixed in round 0: who takes part, and how features and ratings are
+standardised."""
 
 from __future__ import annotations
 
@@ -36,13 +37,14 @@ class Session:
         training: a random name, by which clients tell their state of this training from that of another.
         users: pseudonyms in the order of the clients' ids.
         pairs: per user the number of training pairs, as it said at the start.
-        standardizer: from the users' moments, (D,) each.
+        standardizer: from the users' moments, (D,) each; rating_scale: mean and deviation of their ratings.
     """
 
     training: str
     users: tuple[str, ...]
     pairs: tuple[int, ...]
     standardizer: Standardizer
+    rating_scale: tuple[float, float]
 
     @property
     def takes_part(self) -> Tensor:
@@ -64,6 +66,7 @@ class Session:
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / _TENSORS, safetensors.torch.save(self.standardizer._asdict()))
         values = {"training": self.training, "users": self.users, "pairs": self.pairs}
+        values["rating_scale"] = self.rating_scale
         write_text(folder / SESSION, json.dumps(values) + "\n")
 
     @staticmethod
@@ -79,9 +82,13 @@ class Session:
             values = json.loads((folder / SESSION).read_text(encoding="utf-8"))
             named = safetensors.torch.load_file(folder / _TENSORS)
             standardizer = Standardizer(named["mean"], named["scale"])
-            return Session(str(values["training"]), tuple(values["users"]), tuple(values["pairs"]), standardizer)
+            users, pairs, (mean, deviation) = (values[k] for k in ("users", "pairs", "rating_scale"))
+            scale = float(mean), float(deviation)
+            return Session(str(values["training"]), tuple(users), tuple(pairs), standardizer, scale)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-            raise UserError("is damaged", "start in another run folder", file=folder / SESSION) from None
+            raise UserError(
+                "is damaged, or of another version", "start in another run folder", file=folder / SESSION
+            ) from None
 
 
 def new_name() -> str:

@@ -18,7 +18,7 @@ from fedvpa.network.messages import PROTOCOL, Field, Refusal, Stamp, read_arrays
 _TASK, _ARRAYS, _CLUSTERS = "task", "arrays", "clusters"
 _PER_CLIENT = ("means", "variances", "counts")
 """The prior's components in a `Download`; they travel only while the prior is in use."""
-_STANDARDIZER = "standardizer."
+_STANDARDIZER, _RATING_SCALE = "standardizer.", "rating_scale"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Task:
         users: pseudonyms of the users that take part; ids: (users,) their positions among the training clients,
             ascending.
         download: what they receive; its labels (and rows of a compressed prior) are theirs alone.
-        standardizer: how features are standardised.
+        standardizer: how features are standardised; rating_scale: mean and deviation of ratings.
         features: what they are known by (`apps.fingerprints.shared_features`); empty: they are not compared.
     """
 
@@ -44,6 +44,7 @@ class Task:
     ids: Tensor
     download: Download
     standardizer: Standardizer
+    rating_scale: tuple[float, float]
     features: str = ""
 
     @property
@@ -65,6 +66,7 @@ def write_task(task: Task) -> RecordDict:
         "features": task.features,
     }
     arrays: dict[str, Tensor] = {f"{_STANDARDIZER}{k}": v for k, v in task.standardizer._asdict().items()}
+    arrays[_RATING_SCALE] = torch.tensor(task.rating_scale, dtype=torch.float64)
     for field in fields(Download):
         value = getattr(task.download, field.name)
         if isinstance(value, Own):
@@ -183,6 +185,7 @@ def _task(head: ConfigRecord, arrays: Mapping[str, Tensor]) -> Task:
         ids,
         Download(**values),
         Standardizer(arrays[f"{_STANDARDIZER}mean"], arrays[f"{_STANDARDIZER}scale"]),
+        tuple(arrays[_RATING_SCALE].tolist()),
         str(head["features"]),
     )
 
@@ -206,5 +209,7 @@ def check_task(task: Task, theta: Mapping[str, Tensor], features: int) -> None:
         raise Refusal("the parameters are those of another model; give both ends one configuration")
     if task.standardizer.mean.shape != (features,) or task.standardizer.scale.shape != (features,):
         raise Refusal("the features have another dimension; give both ends one backbone")
+    if len(task.rating_scale) != 2 or task.rating_scale[1] <= 0:
+        raise Refusal("the scale of ratings is not a mean and a deviation")
     if len(task.users) != len(task.ids) or not bool((task.ids.diff() > 0).all()):
         raise Refusal("users and ids do not fit")

@@ -27,8 +27,6 @@ from fedvpa.preferences.schema import CHOICE, RATING, VOTE, Item, Judgements, Pa
 from fedvpa.preferences.seeding import generator
 from fedvpa.preferences.tables import Table, read_table, table_rows
 
-NO_RATINGS = (0.0, 1.0)
-"""The rating scale of a run without ratings (`FederatedPreferences.rating_scale`)."""
 _ROLES: Mapping[str, tuple[str, ...]] = {
     **{role: USUAL[role] for role in ("prompt", "chosen", "rejected", "a", "b", "text", "margin")},
     **{role: USUAL[role] for role in ("score_chosen", "score_rejected")},
@@ -113,30 +111,28 @@ def read_questions(path: str | Path, on_invalid: OnInvalid = "error") -> list[Qu
     return _rows(read_table(path), _question, on_invalid)
 
 
-def as_judgements(examples: Sequence[Example], scale: tuple[float, float]) -> tuple[tuple[Item, ...], Judgements]:
-    """The distinct items of examples, and the judgements as rows of them.
+def as_judgements(examples: Sequence[Example], rated: bool) -> tuple[tuple[Item, ...], Judgements]:
+    """The distinct items of examples, and the judgements as rows of them, ratings as they were given.
 
-    Strengths are divided by their mean; a choice without one has 1. Where nobody rated in training, a rating of 1 or
-    -1 is a vote and one of 0 a pass.
+    Strengths are divided by their mean; a choice without one has 1.
 
     Args:
-        scale: mean and standard deviation of the training people's ratings.
+        rated: whether anybody rated in training. Otherwise a rating of 1 or -1 is a vote and one of 0 a pass.
 
     Raises:
-        UserError: a rating where nobody rated in training.
+        UserError: another rating where nobody rated in training.
     """
-    if scale == NO_RATINGS:
+    if not rated:
         examples = [_as_vote(e) for e in examples if e.kind != RATING or e.value != 0]
     place: dict[Item, int] = {}
     first = [place.setdefault(e.first, len(place)) for e in examples]
     second = [-1 if e.second is None else place.setdefault(e.second, len(place)) for e in examples]
-    value = [(e.value - scale[0]) / scale[1] if e.kind == RATING else e.value for e in examples]
     given = [e.strength for e in examples if e.strength is not None]
     mean = (sum(given) / len(given) if given else 1.0) or 1.0
     return tuple(place), Judgements(
         torch.tensor(first, dtype=torch.int64),
         torch.tensor(second, dtype=torch.int64),
-        torch.tensor(value, dtype=torch.float32),
+        torch.tensor([e.value for e in examples], dtype=torch.float32),
         torch.tensor([e.kind for e in examples], dtype=torch.int8),
         torch.tensor([1.0 if e.strength is None else e.strength / mean for e in examples], dtype=torch.float32),
     )
@@ -154,7 +150,7 @@ def as_pairs(examples: Sequence[Example]) -> list[tuple[Pair, int]]:
     chosen = [(Pair(e.first.prompt, e.first.text, e.second.text), int(e.value)) for e in examples if e.second]
     alone = [e for e in examples if e.second is None]
     if alone:
-        items, own = as_judgements(alone, (0.0, 2.0))  # any scale but that of a run without ratings
+        items, own = as_judgements(alone, True)
         numbers: dict[Any, int] = {}
         prompts = torch.tensor([numbers.setdefault(e.first.prompt, len(numbers)) for e in alone])
         rows, _ = draw_context(own, prompts, len(alone), len(alone), 0.0, generator(0, "examples"))

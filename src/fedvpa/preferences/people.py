@@ -27,6 +27,7 @@ from fedvpa.preferences.schema import (
     Item,
     Judgements,
     Prompt,
+    RatingSums,
     joined,
     prompt_key,
 )
@@ -100,8 +101,8 @@ def federate_people(
     many random votes or ratings (a choice counts as two). **Held-out people** hold a context, see `draws.draw_context`;
     those with fewer than `data.min_votes` pairs in it (2 where they gave choices) or without a query are left out.
 
-    `data.label_noise` exchanges a training judgement, before pairs are made from it; a rating is mirrored at the mean.
-    The same seed gives the same clients, in whatever order the table is.
+    `data.label_noise` exchanges a training judgement, before pairs are made from it; a rating is mirrored at the mean
+    of the training people in this table. The same seed gives the same clients, in whatever order the table is.
 
     Args:
         table: what people judged. Equal items count as one; a repeated judgement counts once, and a person's
@@ -112,7 +113,7 @@ def federate_people(
         seed: of all draws.
 
     Raises:
-        UserError: nobody can train, nothing can be tested with this split, or all ratings are equal.
+        UserError: nobody can train (perhaps because all ratings are equal), or nothing can be tested with this split.
     """
     counts = Counter(table.counts)
     judged = _judged(table, counts)
@@ -121,23 +122,23 @@ def federate_people(
     codes = _item_codes(judged, roles, evaluation.queries, seed)
     parts = {user: divide(judged.own[user], role, codes, seed, user) for user, role in roles.items()}
     seen = [user for user, role in roles.items() if role == "seen"]
-    scale = _rating_scale([judged.own[user][parts[user][0]] for user in seen])
+    ratings = _ratings([judged.own[user][parts[user][0]] for user in seen])
     if evaluation.queries == "known-items":
         counts["choices across a person's two parts"] += sum(
             int((~learnt & ~asked).sum()) for learnt, asked in parts.values()
         )
     drawn = []
     for user, role in roles.items():
-        noisy = _with_noise(judged.own[user], scale[0], data.label_noise, seed, user)
+        noisy = _with_noise(judged.own[user], ratings, data.label_noise, seed, user)
         client = _draw(user, role, judged, noisy, *parts[user], data, evaluation, seed)
         if (why := _unfit(client, data.min_votes)) is None:
             drawn.append(client)
         else:
             counts[why] += 1
-    _check(drawn, evaluation.queries)
+    _check(drawn, ratings, evaluation.queries)
     training = [judged.own[client.user] for client in drawn if client.population == "seen"]
     popular = popularity(joined(training), len(judged.items))
-    made = assemble(drawn, judged.items, table.groups, popular, evaluation.matched, scale)
+    made = assemble(drawn, judged.items, table.groups, popular, evaluation.matched)
     counts["pairs"] += len(made.pairs)
     return replace(made, counts=dict(counts), notes=table.notes)
 
@@ -200,24 +201,16 @@ def _item_codes(judged: _Judged, roles: Mapping[str, str], queries: str, seed: i
     return of_prompt[judged.prompts]
 
 
-def _rating_scale(training: Sequence[Judgements]) -> tuple[float, float]:
-    """Mean and standard deviation of the training people's ratings that may be learnt from; (0, 1) without ratings."""
-    ratings = torch.cat([own.value[own.kind == RATING] for own in training] or [torch.zeros(0)]).double()
-    if not len(ratings):
-        return 0.0, 1.0
-    if ratings.min() == ratings.max():
-        raise UserError(
-            f"all {len(ratings)} ratings of the training people are {ratings[0]:g}",
-            "give ratings that differ, or leave the ratings out",
-            field="rating",
-        )
-    return float(ratings.mean()), float(ratings.std(correction=0))
+def _ratings(training: Sequence[Judgements]) -> Tensor:
+    """The training people's ratings that may be learnt from, float64."""
+    return torch.cat([own.value[own.kind == RATING] for own in training] or [torch.zeros(0)]).double()
 
 
-def _with_noise(own: Judgements, centre: float, noise: float, seed: int, user: str) -> Judgements:
-    """Votes and choices of which some are exchanged, ratings of which some are mirrored at the centre."""
+def _with_noise(own: Judgements, ratings: Tensor, noise: float, seed: int, user: str) -> Judgements:
+    """Votes and choices of which some are exchanged, ratings of which some are mirrored at the mean of `ratings`."""
     if not noise:
         return own
+    centre = float(ratings.mean()) if len(ratings) else 0.0
     mirrored = torch.where(own.kind == RATING, 2 * centre - own.value, -own.value)
     kept = with_noise(torch.ones(len(own)), noise, seed, "user", user) > 0
     return replace(own, value=torch.where(kept, own.value, mirrored))
@@ -257,6 +250,7 @@ def _draw(
         true=preference(true, pairs) * preference(own, pairs),
         test=ends(rest, queries),
         judgements=None if plain else own[rows],
+        ratings=RatingSums.of(true),
     )
 
 
@@ -271,8 +265,11 @@ def _unfit(client: Drawn, least: int) -> str | None:
     return None if len(client.train) >= least else "held-out users with too small a context"
 
 
-def _check(drawn: Sequence[Drawn], queries: str) -> None:
+def _check(drawn: Sequence[Drawn], ratings: Tensor, queries: str) -> None:
     if not any(d.population == "seen" for d in drawn):
+        if len(ratings) and ratings.min() == ratings.max():
+            problem = f"all {len(ratings)} ratings of the training people are {ratings[0]:g}"
+            raise UserError(problem, "give ratings that differ, or leave the ratings out", field="rating")
         problem = "no person is left who can train"
         raise UserError(problem, "give each person several judgements that differ, on items of one prompt")
     if not any(len(d.test) for d in drawn):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,13 +12,13 @@ from fedvpa.preferences.attributes import opposites
 from fedvpa.preferences.draws import unordered
 from fedvpa.preferences.schema import (
     POPULATIONS,
-    RATING,
     Client,
     FederatedPreferences,
     Item,
     Judgements,
     LabelledPairs,
     Pair,
+    RatingSums,
     Split,
 )
 from fedvpa.preferences.users import pseudonym
@@ -31,7 +31,7 @@ class Drawn:
     Attributes:
         train, test: (n, 2) items, the preferred one first.
         true: (n,) int64, the label that each training pair would have without noise: 1 as it is, -1 exchanged, 0 none.
-        judgements: as in `Client`, ratings in the people's units.
+        judgements, ratings: as in `Client`.
     """
 
     user: str
@@ -40,6 +40,7 @@ class Drawn:
     true: Tensor
     test: Tensor
     judgements: Judgements | None
+    ratings: RatingSums
 
 
 def assemble(
@@ -48,7 +49,6 @@ def assemble(
     user_groups: Mapping[str, str],
     popular: tuple[Tensor, Tensor],
     matched: float,
-    rating_scale: tuple[float, float],
 ) -> FederatedPreferences:
     """The pool of all drawn pairs and its clients, each population in the order of their pseudonyms.
 
@@ -59,7 +59,6 @@ def assemble(
         matched: the difference of popularity below which a pair is matched. A pair is never matched where no training
             person judged one of its items; where that holds for every query of the people who never train,
             `FederatedPreferences.matched` is None.
-        rating_scale: mean and standard deviation that ratings are standardised with.
     """
     held = [pairs for d in drawn for pairs in (d.train, d.test)]
     ends = torch.cat(held)
@@ -74,9 +73,7 @@ def assemble(
     split = torch.full((len(codes),), 1)
     for d, train, test in zip(drawn, labelled[::2], labelled[1::2], strict=True):
         group = names.index(user_groups[d.user]) if d.user in user_groups else None
-        clients[d.population].append(
-            Client(d.user, group, train, test, None if d.judgements is None else _standard(d.judgements, rating_scale))
-        )
+        clients[d.population].append(Client(d.user, group, train, test, d.judgements, d.ratings))
         if group is not None:
             votes[group].index_add_(0, train.index, train.y * d.true)
             votes[group].index_add_(0, test.index, test.y.long())
@@ -99,10 +96,4 @@ def assemble(
         clients={p: tuple(sorted(c, key=lambda c: pseudonym(c.client_id))) for p, c in clients.items()},
         items=items,
         matched=near & known if known[asked].any() else None,
-        rating_scale=rating_scale,
     )
-
-
-def _standard(own: Judgements, scale: tuple[float, float]) -> Judgements:
-    value = torch.where(own.kind == RATING, (own.value.double() - scale[0]) / scale[1], own.value.double())
-    return replace(own, value=value.float())

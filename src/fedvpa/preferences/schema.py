@@ -94,6 +94,8 @@ class Item(NamedTuple):
 
 CHOICE, VOTE, RATING = 0, 1, 2
 """Kinds of a judgement: of two items, yes or no to one item, a number for one item."""
+NO_RATINGS = (0.0, 1.0)
+"""Mean and standard deviation (`federation.moments.rating_scale`) where nobody rated."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,8 @@ class Judgements:
     Attributes:
         first: (n,) int64 rows of `FederatedPreferences.items`.
         second: (n,) int64 the other item of a choice, -1 for a vote or a rating.
-        value: (n,) float32. A choice: +1 if ``first`` is preferred, else -1. A vote: +1 yes, -1 no. A rating: in units
-            of the training people's standard deviation around their mean.
+        value: (n,) float32. A choice: +1 if ``first`` is preferred, else -1. A vote: +1 yes, -1 no. A rating: as the
+            person gave it (`methods.base.padded_judgements` standardises it).
         kind: (n,) int8, `CHOICE`, `VOTE` or `RATING`.
         weight: (n,) float32, the strength of a choice; 1 where none is given.
     """
@@ -128,9 +130,26 @@ class Judgements:
         return Judgements(items[:, 0], items[:, 1], y.float(), torch.full_like(y, CHOICE, dtype=torch.int8), one)
 
 
+class RatingSums(NamedTuple):
+    """Number, sum and sum of squares of ratings, which say their mean and deviation."""
+
+    number: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+
+    @staticmethod
+    def of(own: Judgements) -> RatingSums:
+        """Of the ratings among judgements."""
+        ratings = own.value[own.kind == RATING].double()
+        return RatingSums(float(len(ratings)), float(ratings.sum()), float((ratings**2).sum()))
+
+
 def joined(parts: Sequence[Judgements]) -> Judgements:
     """The judgements of one or more people, one after another."""
     return Judgements(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Judgements)))
+
+
+NOTHING_RATED = RatingSums()
 
 
 @dataclass(frozen=True)
@@ -167,6 +186,7 @@ class Client:
             somebody who never trains they are in the order in which contexts take them, and so is ``train``: its first
             n / 2 pairs are made from the first n judgements. None where people gave plain choices: they are ``train``
             itself.
+        ratings: of all ratings that may be learnt from, before `data.label_noise`; `judgements` are some of them.
     """
 
     client_id: str
@@ -174,6 +194,7 @@ class Client:
     train: LabelledPairs
     test: LabelledPairs
     judgements: Judgements | None = None
+    ratings: RatingSums = NOTHING_RATED
 
 
 @dataclass(frozen=True)
@@ -198,8 +219,6 @@ class FederatedPreferences:
         items: the texts that are judged, where a source lists them; `item_rows` has those of the pairs as well.
         matched: (pairs,) bool, pairs of two items that are about equally popular among the training people
             (`evaluation.matched`); None where popularity is not known.
-        rating_scale: mean and standard deviation of the training people's ratings as they gave them; a `RATING`'s value
-            times the second plus the first is in their units again. (0, 1) where nobody rated.
     """
 
     pairs: tuple[Pair, ...]
@@ -213,7 +232,6 @@ class FederatedPreferences:
     notes: tuple[str, ...] = ()
     items: tuple[Item, ...] = ()
     matched: Tensor | None = None
-    rating_scale: tuple[float, float] = (0.0, 1.0)
 
     @cached_property
     def item_rows(self) -> tuple[tuple[Item, ...], Tensor]:
