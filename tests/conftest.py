@@ -98,6 +98,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"name": "jsonl", "path": str(folder / "data.jsonl"), "pairs_per_client": 10},
         "backbone": {"model": str(save_llama(folder / "llama")), "dtype": "float32", "max_tokens": 128},
         "model": {"latent_dim": 4, "hidden_dim": 12, "encoder_dim": 8},
+        "laplace": {"latent_dim": 4},
         "method": {"name": "fedvpa-gp", "samples": 2},
         "federation": {
             "clients": 8,

@@ -70,8 +70,10 @@ def test_encode_prints_what_was_cut(experiment: Path, tmp_path: Path, cli: Cli) 
     model = f"backbone.model={save_encoder(tmp_path, limit=30)}"
     assert cli("encode", experiment, model, f"output.cache={tmp_path}", "--json", tmp_path / "e.json").code == 0
     figures = json.loads((tmp_path / "e.json").read_text())
-    assert figures["cut at the end"] == figures["pairs"] > 0  # the longer answers are longer than the encoder reads
-    assert figures["cut from the left"] == 0
+    assert (
+        figures["cut at the end (the encoder's limit)"] == figures["pairs"] > 0
+    )  # the longer answers are longer than the encoder reads
+    assert figures["cut (backbone.max_tokens)"] == 0
 
 
 def test_several_layers_are_cached_ahead(experiment: Path, models: str, tmp_path: Path) -> None:

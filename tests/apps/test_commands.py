@@ -40,7 +40,7 @@ def test_evaluate_on_other_data(finished: Path, tmp_path: Path, cli: Cli) -> Non
     (tmp_path / "other.jsonl").write_text("\n".join(preference_lines(3, 8)) + "\n")
     done = cli("evaluate", finished, f"data.path={tmp_path / 'other.jsonl'}", "--json", tmp_path / "t.json")
     assert done.code == 0, done.err
-    assert "all are reported as unseen" in " ".join(done.out.split())
+    assert "all users are reported as unseen" in " ".join(done.out.split())
     rows = json.loads((tmp_path / "t.json").read_text())["context_sizes"]
     assert {r["population"] for r in rows} == {"unseen"}
 

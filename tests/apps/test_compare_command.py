@@ -28,7 +28,8 @@ def test_rows_summary_and_files(experiment: Path, tmp_path: Path, cli: Cli) -> N
     assert done.code == 0, done.err
     assert "(6/6)" in done.err
     assert "Difference to fedvpa-gp" in done.out
-    assert {p.name for p in out.iterdir()} == {"config.yaml", "results.json", "metrics.jsonl", "report.html", "cells"}
+    files = {"config.yaml", "fingerprint.json", "results.json", "metrics.jsonl", "report.html"}
+    assert {p.name for p in out.iterdir()} == {*files, "cells"}
     results = read_results(out / "results.json")
     assert {(r["method"], r["seed"]) for r in results["rows"]} == {(m, s) for m in METHODS.split(",") for s in (0, 1)}
     assert [r for r in results["rows"] if r["method"] == "fedbt" and r["context_size"] is not None] == []

@@ -319,10 +319,12 @@ def test_the_picture_says_what_it_shows(world: World) -> None:
 # Opening a run -----------------------------------------------------------------------------------------------------
 
 
-def test_a_bare_selector_is_enough(finished: Path, tmp_path: Path) -> None:
+def test_a_bare_selector_is_enough(finished: Path) -> None:
+    folder = finished.parent / "bare"  # places in a selector's file are relative to its folder
+    folder.mkdir()
     for name in ("model.json", "model.safetensors"):
-        shutil.copy(finished / name, tmp_path / name)
-    bare = World.open(tmp_path)
+        shutil.copy(finished / name, folder / name)
+    bare = World.open(folder)
     assert bare.report is None
     assert not len(bare.map.users)
     lesson = taught(bare, 1)

@@ -77,13 +77,14 @@ def test_a_run_can_leave_the_settings_of_its_methods_out(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("[1]", "not a mapping"), ("fedvlp: {}", "did you mean fedvpl"), (None, "tuned.yaml")]
+    ("text", "says"), [("[1]", "not a mapping"), ("fedvlp: {}", "did you mean fedvpl"), (None, "nowhere.yaml")]
 )
 def test_settings_that_cannot_be_read_are_refused(tmp_path: Path, text: str | None, says: str) -> None:
     if text is not None:
         (tmp_path / "tuned.yaml").write_text(text)
     run = {"config": "base.yaml", "methods": ["fedbt"]}
-    tree = {"name": "s", "title": "S", "claim": "C.", "seeds": 1, "settings": "tuned.yaml", "runs": [run]}
+    settings = "nowhere.yaml" if text is None else "tuned.yaml"
+    tree = {"name": "s", "title": "S", "claim": "C.", "seeds": 1, "settings": settings, "runs": [run]}
     with pytest.raises(UserError, match=says):
         expand(Study.model_validate(tree), tmp_path / "study.yaml")
 
@@ -152,9 +153,9 @@ def test_the_shipped_studies_expand(path: Path) -> None:
     assert all(c.config.federation.unseen_clients <= 24 for c in quick)
 
 
-def test_ten_studies_are_shipped_under_ten_names() -> None:
+def test_eleven_studies_are_shipped_under_as_many_names() -> None:
     names = [yaml.safe_load(p.read_text())["name"] for p in SHIPPED]
-    assert len(set(names)) == len(names) == 10
+    assert len(set(names)) == len(names) == 11
 
 
 def made_up(cell: StudyCell) -> list[Record]:
@@ -162,7 +163,11 @@ def made_up(cell: StudyCell) -> list[Record]:
     method, leaking = cell.cell.method, cell.config.evaluation.protocol == "pair-leak"
     plain = ("fedbt", "fedbiscuit", "fedpdpo", "pluralllm", "votes-mean", "local", "oracle", "oracle-clients")
     latent = method not in plain
-    sizes = (None,) if leaking or not (latent or method in ("local", "fedpdpo", "pluralllm")) else (0, 1, 2, 4, 8, 16)
+    sizes = (
+        (None,)
+        if leaking or not (latent or method in ("local", "fedpdpo", "pluralllm"))
+        else cell.config.evaluation.context_sizes
+    )
     rows = [
         {"method": method, "seed": cell.cell.seed, "population": population, "inference": how}
         | {"default": how in ("mixture", "none"), "context_size": size, "accuracy": 0.75}

@@ -29,7 +29,15 @@ from fedvpa.apps.stopping import Interrupted
 from fedvpa.apps.training import load, round_record, selector_of
 from fedvpa.backbone.backbones import feature_dtypes
 from fedvpa.backbone.models import cache_dir, choose_device
-from fedvpa.config import ColumnsConfig, ExperimentConfig, LaplaceConfig, LoRAConfig, PrivacyConfig, parse_config
+from fedvpa.config import (
+    ColumnsConfig,
+    ExperimentConfig,
+    LaplaceConfig,
+    LoRAConfig,
+    MethodConfig,
+    PrivacyConfig,
+    parse_config,
+)
 from fedvpa.evaluation.compare import PairScores
 from fedvpa.evaluation.experiment import MethodRun, Prepared, run_method
 from fedvpa.evaluation.result_files import plain, write_bytes, write_text
@@ -44,6 +52,13 @@ _IRRELEVANT: Any = {"output": True, "network": True, "evaluation": {"bootstrap",
 _SINCE: dict[tuple[str, str], Any] = {
     ("method", "prior_components"): 0,
     ("method", "posterior_age"): 0,
+    **{
+        ("method", key): MethodConfig.model_fields[key].default
+        for key in (
+            *("bases", "ridge", "inner_steps", "inner_rate", "ideal_points", "factors", "factor_ridge"),
+            *("edge_sharpness", "second_hop", "attention_layers", "attention_width"),
+        )
+    },
     ("federation", "aggregation"): "mean",
     ("federation", "byzantine"): 0.2,
     ("faults", "kinds"): [],

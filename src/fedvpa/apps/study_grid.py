@@ -85,8 +85,8 @@ def _settings(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _beside(path: str, file: Path) -> Path:
     """A path relative to the working directory or to the study's file, or a shipped configuration."""
-    found = find_config(path)
-    return found if found.is_file() else file.parent / path
+    beside = file.parent / path
+    return beside if not Path(path).is_file() and beside.is_file() else find_config(path)
 
 
 def _tuned(study: Study, file: Path) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from fedvpa.methods.base import ServerState
 
 LARGEST = 1e6
 """No method's loss, a mean over pairs or judgements in nats, is near this while it learns."""
-GROWTH = 1e3
+GROWTH = 1e5
 """How many times the first round's loss (or 1, if that is more) a loss may be."""
 
 
