@@ -19,7 +19,7 @@ KINDS = ("choice", "vote", "rating")
 
 
 def small(**overrides: Any) -> ExperimentConfig:
-    return settings(method__attention_layers=1, **overrides)
+    return settings(method__attention_layers=1, method__attention_width=32, **overrides)
 
 
 def moved(prepared: Prepared) -> InContextPredictor:
@@ -74,33 +74,31 @@ def test_targets_never_see_their_labels() -> None:
     prepared = people_world(small(), kinds=("vote",))
     method, theta = method_of(prepared, "pluralllm"), moved(prepared).theta
     batch = prepared.clients.judgements.batch(torch.arange(2))
-    stacked = {k: v.expand(2, *v.shape) for k, v in theta.items()}
     everything = Judged(*batch[2:7])
     seen, asked = Judged(*(t[:, :5] for t in everything)), Judged(*(t[:, 5:6] for t in everything))
-    loss = method.loss(stacked, batch.items, seen, asked, None)
-    other = method.loss(stacked, batch.items, seen, asked._replace(y=-asked.y), None)
+    loss = method.loss(theta, batch.items, seen, asked)
+    other = method.loss(theta, batch.items, seen, asked._replace(y=-asked.y))
     torch.testing.assert_close((-loss).exp() + (-other).exp(), torch.ones(2).double())
 
 
 @pytest.mark.parametrize("kinds", [KINDS, ("vote",), None])
-def test_all_clients_as_one_stack_are_the_clients_one_by_one(kinds: tuple[str, ...] | None) -> None:
-    config = small(model__feature_dropout=0.3, federation__local_optimizer="sgd", federation__learning_rate=0.1)
+def test_the_cohorts_step_is_the_clients_mean_step(kinds: tuple[str, ...] | None) -> None:
+    config = small()
     prepared = world(config, ragged=True) if kinds is None else people_world(config, kinds=kinds, ragged=True)
     method = method_of(prepared, "pluralllm")
     loop = config.model_copy(update={"federation": config.federation.model_copy(update={"engine": "loop"})})
     one, two = (rounds.train(method, c, prepared.clients) for c in (config, loop))
     start = rounds.start(method, config, 6).server.theta
     for k, v in one.server.theta.items():
-        torch.testing.assert_close(v, two.server.theta[k], atol=1e-9, rtol=0)
+        torch.testing.assert_close(v, two.server.theta[k], atol=1e-6, rtol=0)
     assert all((start[k] - v).abs().max() > 0 for k, v in one.server.theta.items() if k.endswith("weight"))
 
 
 @pytest.mark.parametrize("kinds", [("vote",), None])
 def test_it_tells_opposite_groups_apart_in_context(kinds: tuple[str, ...] | None) -> None:
     config = small(
-        data__pairs_per_client=20, federation__clients=12, federation__sampled_clients=12, federation__rounds=60,
-        federation__local_steps=1, federation__local_optimizer="sgd", federation__learning_rate=0.1,
-        federation__server_optimizer="adam", federation__server_learning_rate=0.01, federation__dtype="float32",
+        data__pairs_per_client=20, federation__clients=12, federation__sampled_clients=12, method__attention_rounds=60,
+        federation__server_optimizer="adam", federation__server_learning_rate=0.003, federation__dtype="float32",
         federation__unseen_clients=12,
     )  # fmt: skip
     run = run_method(world(config) if kinds is None else people_world(config, kinds=kinds), "pluralllm")
