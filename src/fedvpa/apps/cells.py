@@ -56,7 +56,7 @@ _SINCE: dict[tuple[str, str], Any] = {
         ("method", key): MethodConfig.model_fields[key].default
         for key in (
             *("bases", "ridge", "inner_steps", "inner_rate", "ideal_points", "factors", "factor_ridge"),
-            *("edge_sharpness", "second_hop", "attention_layers", "attention_width"),
+            *("edge_sharpness", "second_hop", "attention_layers", "attention_width", "attention_rounds"),
         )
     },
     ("federation", "aggregation"): "mean",
