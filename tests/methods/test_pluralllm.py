@@ -74,16 +74,15 @@ def test_targets_never_see_their_labels() -> None:
     prepared = people_world(small(), kinds=("vote",))
     method, theta = method_of(prepared, "pluralllm"), moved(prepared).theta
     batch = prepared.clients.judgements.batch(torch.arange(2))
-    stacked = {k: v.expand(2, *v.shape) for k, v in theta.items()}
     everything = Judged(*batch[2:7])
     seen, asked = Judged(*(t[:, :5] for t in everything)), Judged(*(t[:, 5:6] for t in everything))
-    loss = method.loss(stacked, batch.items, seen, asked, None)
-    other = method.loss(stacked, batch.items, seen, asked._replace(y=-asked.y), None)
+    loss = method.loss(theta, batch.items, seen, asked)
+    other = method.loss(theta, batch.items, seen, asked._replace(y=-asked.y))
     torch.testing.assert_close((-loss).exp() + (-other).exp(), torch.ones(2).double())
 
 
 @pytest.mark.parametrize("kinds", [KINDS, ("vote",), None])
-def test_all_clients_as_one_stack_are_the_clients_one_by_one(kinds: tuple[str, ...] | None) -> None:
+def test_the_cohorts_step_is_the_clients_mean_step(kinds: tuple[str, ...] | None) -> None:
     config = small(model__feature_dropout=0.3, federation__local_optimizer="sgd", federation__learning_rate=0.1)
     prepared = world(config, ragged=True) if kinds is None else people_world(config, kinds=kinds, ragged=True)
     method = method_of(prepared, "pluralllm")
@@ -91,7 +90,7 @@ def test_all_clients_as_one_stack_are_the_clients_one_by_one(kinds: tuple[str, .
     one, two = (rounds.train(method, c, prepared.clients) for c in (config, loop))
     start = rounds.start(method, config, 6).server.theta
     for k, v in one.server.theta.items():
-        torch.testing.assert_close(v, two.server.theta[k], atol=1e-9, rtol=0)
+        torch.testing.assert_close(v, two.server.theta[k], atol=1e-6, rtol=0)
     assert all((start[k] - v).abs().max() > 0 for k, v in one.server.theta.items() if k.endswith("weight"))
 
 

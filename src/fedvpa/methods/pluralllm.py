@@ -1,4 +1,4 @@
-"""PluralLLM (Srewa, Zhao, Elmalaki 2025, 2503.09925): an in-context preference transformer, trained by FedAvg.
+"""PluralLLM (Srewa, Zhao, Elmalaki 2025, 2503.09925): an in-context preference transformer, trained federated.
 
 The model is that of Group Preference Optimization (Zhao, Dang, Grover 2023, 2310.11523), a transformer in the manner of
 neural processes. A person is a *context*: one token per judgement, made of features and label. A *target* token is an
@@ -7,15 +7,14 @@ s(item | context). There is no positional encoding, so the order of a context ha
 sigmoid(s), a choice sigmoid(s_a - s_b), a rating N(s, 1). As in GPO the richest form is the judgement of a single item;
 the token of a choice has the difference of its items' features.
 
-In each local step a client's judgements are split at random into a context, of any size from none to all but one, and
-targets. A new person needs no training: its context goes in at inference.
+In each round a client's judgements are split at random into a context, of any size from none to all but one, and
+targets; the client sends one gradient step (the papers take several). A new person needs no training: its context goes
+in at inference.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -25,26 +24,21 @@ from torch import Tensor
 from fedvpa.methods.base import (
     USERS_AT_ONCE,
     Context,
-    Download,
     Judged,
     JudgementBatch,
-    LocalNoise,
-    NoiseSpec,
     Pool,
-    Private,
     ServerState,
     Setup,
-    Upload,
-    descend,
-    local_optimizer,
-    stack_theta,
+    kept_features,
 )
-from fedvpa.methods.fedbt import FedBT
+from fedvpa.methods.one_step import OneStep
 from fedvpa.preferences.seeding import generator
 from fedvpa.variational.encoder import linear
 from fedvpa.variational.selector import Theta
 
 HEADS = 4
+POWER = 1.0
+"""A context has the share u^POWER of a client's judgements, u uniform: most contexts are small, and many empty."""
 NOWHERE = -1e9
 """Attention score of a token that is not there; finite, so that an empty context gives no NaN."""
 
@@ -61,12 +55,10 @@ class Encoded(NamedTuple):
     mask: Tensor
 
 
-class PluralLLM(FedBT):
+class PluralLLM(OneStep):
     """Inference `none`; the context is all that is known of a person."""
 
     name: ClassVar[str] = "pluralllm"
-    portable: ClassVar[bool] = False
-    contextual: ClassVar[bool] = True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -87,65 +79,32 @@ class PluralLLM(FedBT):
             theta |= {f"{i}.{k}.bias": torch.zeros(shape[0]) for k, shape in shapes.items()}
         return theta | {"score.weight": torch.zeros(1, w)}
 
-    def noise_spec(self) -> NoiseSpec:
-        return replace(super().noise_spec(), subsets=0)
+    def losses(self, theta: Theta, batch: JudgementBatch, round: int) -> Tensor:
+        """(K,) mean of -log p over the judgements outside a random context, given the context."""
+        judged, kept = Judged(*batch[2:7]), kept_features(self.config, round, self.dropout, batch.items)
+        share = torch.rand((), generator=generator(self.config.seed, "share", round)) ** POWER
+        seen, asked = split(judged, self.order(batch, round), (share * batch.counts).long(), batch.counts)
+        return self.loss(theta, batch.items * kept, seen, asked)
 
-    # Client --------------------------------------------------------------------------------------------------------
-
-    def sums_shapes(self, download: Download) -> Mapping[str, tuple[int, ...]]:
-        return {}
-
-    def pace(self, state: ServerState) -> float:
-        return 1.0
-
-    def cohort_update(self, download: Download, batch: JudgementBatch, noise: LocalNoise) -> Upload:
-        """All clients as one stack."""
-        return self.client_update(download, {}, batch, noise)[0]
-
-    def client_update(  # type: ignore[override]  # judgements in the place of pairs
-        self, download: Download, private: Private, batch: JudgementBatch, noise: LocalNoise
-    ) -> tuple[Upload, Private]:
-        """`local_steps` steps on the likelihood of the targets, given the contexts."""
-        theta = stack_theta(download.theta, len(batch.ids))
-        optimizer = local_optimizer(theta, self.config)
-        judged, order = Judged(*batch[2:7]), self.orders(batch, download.round)
-        share = torch.rand(len(order), generator=generator(self.config.seed, "share", download.round))
-        for step, mine in enumerate(order):
-            keep = noise.keep[:, step].to(batch.items)
-            scale = keep * (keep.shape[-1] / keep.sum(-1, keepdim=True).clamp(min=1)) if keep.shape[-1] else None
-            seen, asked = split(judged, mine, (share[step] * batch.counts).long(), batch.counts)
-            loss = self.loss(theta, batch.items, seen, asked, scale)
-            descend(loss, optimizer)
-        trained = {k: v.detach() for k, v in theta.items()}
-        none, last = batch.y.new_zeros(len(batch.ids), 0), loss.detach()
-        metrics = {"loss": last, "reconstruction": last}
-        return Upload(batch.ids, trained, none, none, batch.counts, metrics), private
-
-    def orders(self, batch: JudgementBatch, round: int) -> Tensor:
-        """(steps, K, judgements) random order of each client's judgements in each step; padding comes last."""
-        steps, width, rows = self.config.federation.local_steps, batch.y.shape[1], []
+    def order(self, batch: JudgementBatch, round: int) -> Tensor:
+        """(K, judgements) random order of each client's judgements; padding comes last."""
+        width, rows = batch.y.shape[1], []
         for i, n in zip(batch.ids.tolist(), batch.counts.tolist(), strict=True):
-            order = torch.rand(steps, n, generator=generator(self.config.seed, "order", round, i)).argsort(-1)
-            rows.append(torch.cat([order, torch.arange(n, width).expand(steps, -1)], -1))
-        return torch.stack(rows, 1)
+            mine = torch.rand(n, generator=generator(self.config.seed, "order", round, i)).argsort(-1)
+            rows.append(torch.cat([mine, torch.arange(n, width)]))
+        return torch.stack(rows)
 
-    def loss(self, theta: Theta, items: Tensor, seen: Judged, asked: Judged, scale: Tensor | None) -> Tensor:
-        """Mean of -log p over the targets `asked` of each client, given its context `seen`; (K,).
+    def loss(self, theta: Theta, items: Tensor, seen: Judged, asked: Judged) -> Tensor:
+        """Mean of -log p over the targets `asked` of each client, given its context `seen`; (K,). items: (n, D)"""
+        projected = Projected.of(theta, items)
+        known = encode(theta, tokens(theta, projected, seen), seen.weight > 0)
 
-        Args:
-            items: (n, D); scale: (K, D) factors of the input features, for dropout; None for 1.
-        """
+        def score(rows: Tensor) -> Tensor:
+            return scores(theta, projected.plain[rows.clamp(min=0)], known)
 
-        def features(rows: Tensor) -> Tensor:
-            x = items[rows.clamp(min=0)]
-            return x if scale is None else x * scale.unsqueeze(1)
-
-        context = tokens(theta, features(seen.first), features(seen.second), seen.second < 0, seen.y)
-        known = encode(theta, context, seen.weight > 0)
-        s = scores(theta, linear(features(asked.first), theta, "features"), known)
-        alone = (asked.second < 0) | (asked.weight == 0)
+        s, alone = score(asked.first), (asked.second < 0) | (asked.weight == 0)
         if not alone.all():
-            s = s - torch.where(alone, 0.0, scores(theta, linear(features(asked.second), theta, "features"), known))
+            s = s - torch.where(alone, 0.0, score(asked.second))
         fit = torch.where(asked.rated, -0.5 * (asked.y - s) ** 2, F.logsigmoid(asked.y * s))
         return -(fit * asked.weight).sum(-1) / asked.weight.sum(-1)
 
@@ -166,20 +125,32 @@ def split(judged: Judged, order: Tensor, size: Tensor, counts: Tensor) -> tuple[
 
 
 # The transformer -----------------------------------------------------------------------------------------------------
-# Parameters may be shared by all rows, or stacked with one set per client (`encoder.linear`).
 
 
-def tokens(theta: Theta, first: Tensor, second: Tensor, alone: Tensor, y: Tensor) -> Tensor:
-    """The context's tokens (rows, n, width) from features (rows, n, D), F d + y (V d + u), with d = first - second.
+class Projected(NamedTuple):
+    """Items in the width of the tokens: F x and V x, (items, width) each."""
 
-    Args:
-        alone: (rows, n) True where there is no second item; then d = first, and the token says so.
+    plain: Tensor
+    labelled: Tensor
+
+    @classmethod
+    def of(cls, theta: Theta, items: Tensor) -> Projected:
+        return cls(linear(items, theta, "features"), linear(items, theta, "labelled"))
+
+
+def tokens(theta: Theta, items: Projected, seen: Judged) -> Tensor:
+    """The context's tokens (rows, n, width), F d + y (V d + u), with d = first - second.
+
+    Where there is no second item, d = first, and the token says so.
     """
-    d = first - torch.where(alone.unsqueeze(-1), 0.0, second)
-    y = y.unsqueeze(-1)
-    plain = linear(d, theta, "features") + _vector(theta, "token.context")
-    labelled = linear(d, theta, "labelled") + _vector(theta, "token.label")
-    return plain + y * labelled + alone.unsqueeze(-1) * _vector(theta, "token.single")
+    alone = (seen.second < 0).unsqueeze(-1)
+
+    def difference(x: Tensor) -> Tensor:
+        return x[seen.first] - torch.where(alone, 0.0, x[seen.second.clamp(min=0)])
+
+    y = seen.y.unsqueeze(-1)
+    plain = difference(items.plain) + theta["token.context"]
+    return plain + y * (difference(items.labelled) + theta["token.label"]) + alone * theta["token.single"]
 
 
 def encode(theta: Theta, x: Tensor, mask: Tensor) -> Encoded:
@@ -197,7 +168,7 @@ def encode(theta: Theta, x: Tensor, mask: Tensor) -> Encoded:
 def scores(theta: Theta, x: Tensor, seen: Encoded) -> Tensor:
     """s (rows, targets) of target items x (rows, targets, width), projected features, given the rows' contexts."""
     hide = torch.where(seen.mask, 0.0, NOWHERE).to(x)[:, None, None]
-    x = x + _vector(theta, "token.target")
+    x = x + theta["token.target"]
     for i in range(_layers(theta)):
         q, k, v = _heads(linear(_norm(x), theta, f"{i}.qkv"))
         to_context = q @ seen.keys[:, i].mT / math.sqrt(q.shape[-1]) + hide
@@ -222,12 +193,6 @@ def _norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:])
 
 
-def _vector(theta: Theta, name: str) -> Tensor:
-    """A vector (width,), or one per client (K, 1, width)."""
-    v = theta[name]
-    return v if v.dim() == 1 else v.unsqueeze(1)
-
-
 def _layers(theta: Theta) -> int:
     return sum(k.endswith(".qkv.weight") for k in theta)
 
@@ -240,7 +205,7 @@ class InContextPredictor:
     @torch.no_grad()
     def __init__(self, theta: Theta, pool: Pool) -> None:
         self.theta, self.pool = theta, pool
-        self.items = linear(pool.items, theta, "features")
+        self.items = Projected.of(theta, pool.items)
 
     def choices(self, context: Context) -> Judged:
         """Labelled pairs as judgements."""
@@ -253,9 +218,7 @@ class InContextPredictor:
         return Encoded(*(torch.cat(t) for t in zip(*map(self._encoded, parts), strict=True)))
 
     def _encoded(self, context: Judged) -> Encoded:
-        x, second = self.pool.items, context.second
-        rows = tokens(self.theta, x[context.first], x[second.clamp(min=0)], second < 0, context.y)
-        return encode(self.theta, rows, context.weight > 0)
+        return encode(self.theta, tokens(self.theta, self.items, context), context.weight > 0)
 
     @torch.no_grad()
     def predict(self, users: Encoded, index: Tensor) -> Tensor:
@@ -263,7 +226,7 @@ class InContextPredictor:
         found = []
         for start in range(0, len(index), USERS_AT_ONCE):
             some = slice(start, start + USERS_AT_ONCE)
-            targets = self.items[self.pool.pairs[index[some]].flatten(1)]
+            targets = self.items.plain[self.pool.pairs[index[some]].flatten(1)]
             s = scores(self.theta, targets, Encoded(*(t[some] for t in users)))
             found.append(torch.sigmoid(s[:, ::2] - s[:, 1::2]))
         return torch.cat(found)

@@ -10,27 +10,15 @@ theta; z is fitted anew in each round, never kept and never sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedvpa.methods.base import (
-    Context,
-    Download,
-    Judged,
-    JudgementBatch,
-    LocalNoise,
-    NoiseSpec,
-    Pool,
-    Private,
-    ServerState,
-    Upload,
-    kept_features,
-)
-from fedvpa.methods.fedbt import FedBT
+from fedvpa.methods.base import Context, Judged, JudgementBatch, Pool, ServerState, kept_features
 from fedvpa.methods.fedvpa_laplace import observations
+from fedvpa.methods.one_step import OneStep
 from fedvpa.variational import laplace
 from fedvpa.variational.laplace import Noise, Observations
 from fedvpa.variational.selector import Theta
@@ -62,16 +50,8 @@ def ridge(seen: Observations, strength: float) -> Tensor:
     return laplace.infer(seen, prior, Noise(0 * one, one)).means.squeeze(-2)
 
 
-class Vectors(FedBT):
+class Vectors(OneStep):
     """Rounds of such a method; a subclass says `initial`, `project` and `person`, and its own loss if it has one."""
-
-    portable: ClassVar[bool] = False
-    contextual: ClassVar[bool] = True
-    metric_names: ClassVar[tuple[str, ...]] = ("loss",)
-    rate: ClassVar[float] = 1.0
-    """Factor of `federation.server_learning_rate`, chosen on validation people."""
-    dropout: ClassVar[float] = 0.5
-    """Share of the input features left out in a round, chosen on validation people."""
 
     def project(self, theta: Theta, items: Tensor) -> tuple[Tensor, Tensor]:
         """Slopes u (items, dim) without the threshold and offsets o (items,) of items with features (items, D)."""
@@ -91,35 +71,10 @@ class Vectors(FedBT):
         """
         return -log_likelihood(self.person(theta, seen), dropped).sum(-1) / batch.counts
 
-    def sums_shapes(self, download: Download) -> Mapping[str, tuple[int, ...]]:
-        return {}
-
-    def pace(self, state: ServerState) -> float:
-        return self.rate
-
-    def noise_spec(self) -> NoiseSpec:
-        return NoiseSpec(1, 1, False, 0, 0, 0, 0, 0.0, subsets=0)
-
-    def cohort_update(self, download: Download, batch: JudgementBatch, noise: LocalNoise) -> Upload:
-        """The batch's clients as one: theta - d loss / d theta, of their mean weighted by numbers of judgements."""
-        theta = {k: v.clone().requires_grad_(True) for k, v in download.theta.items()}
-        kept, judged = kept_features(self.config, download.round, self.dropout, batch.items), Judged(*batch[2:7])
+    def losses(self, theta: Theta, batch: JudgementBatch, round: int) -> Tensor:
+        kept, judged = kept_features(self.config, round, self.dropout, batch.items), Judged(*batch[2:7])
         seen, dropped = (observations(*self.project(theta, x), judged) for x in (batch.items, batch.items * kept))
-        loss = self.loss(theta, seen, dropped, batch, download.round)
-        total = batch.counts.sum()
-        gradients = torch.autograd.grad((batch.counts / total * loss).sum(), list(theta.values()))
-        stepped = {k: (v - g).detach().unsqueeze(0) for (k, v), g in zip(theta.items(), gradients, strict=True)}
-        none, loss = loss.new_zeros(1, 0), loss.detach()
-        return Upload(batch.ids[:1], stepped, none, none, total.unsqueeze(0), {"loss": loss.mean().unsqueeze(0)})
-
-    def client_update(  # type: ignore[override]  # a `Judging` method gets judgements
-        self, download: Download, private: Private, batch: JudgementBatch, noise: LocalNoise
-    ) -> tuple[Upload, Private]:
-        each = [self.cohort_update(download, batch.client(i), noise) for i in range(len(batch.ids))]
-        theta = {k: torch.cat([u.theta[k] for u in each]) for k in download.theta}
-        metrics = {k: torch.cat([u.metrics[k] for u in each]) for k in self.metric_names}
-        none = batch.y.new_zeros(len(each), 0)
-        return Upload(batch.ids, theta, none, none, batch.counts, metrics), private
+        return self.loss(theta, seen, dropped, batch, round)
 
     @torch.no_grad()
     def predictor(self, state: ServerState, pool: Pool) -> VectorPredictor:
