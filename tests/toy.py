@@ -25,7 +25,7 @@ def settings(**overrides: Any) -> ExperimentConfig:
         "data": {"pairs_per_client": 10},
         "model": {"latent_dim": 4, "hidden_dim": 12, "encoder_dim": 8, "feature_dropout": 0.0},
         "laplace": {"latent_dim": 4},
-        "method": {"name": "fedvpa-gp", "samples": 2},
+        "method": {"name": "fedvpa-gp", "samples": 2, "attention_rounds": 4},
         "federation": {
             "clients": 6,
             "unseen_clients": 4,

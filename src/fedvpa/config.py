@@ -386,7 +386,7 @@ class MethodConfig(Section):
     bases: int = Field(8, ge=1, description="lore, mrm: number of base rewards that people's rewards are made of.")
     ridge: float = Field(10.0, gt=0, description="lore: ridge of a person's weights.")
     inner_steps: int = Field(5, ge=1, description="mrm: gradient steps from the start to a person.")
-    inner_rate: float = Field(1.0, gt=0, description="mrm: learning rate of these steps.")
+    inner_rate: float = Field(0.3, gt=0, description="mrm: learning rate of these steps.")
     ideal_points: int = Field(8, ge=1, description="pal: K, number of prototypes.")
     factors: int = Field(8, ge=1, description="item-factors: dimensions of items and people.")
     factor_ridge: float = Field(3.0, gt=0, description="item-factors: ridge of items' and people's factors.")
@@ -394,7 +394,10 @@ class MethodConfig(Section):
         3.0, ge=0, description="gumbel-mpnn: how strongly edges depend on whether posteriors agree; 0: not at all."
     )
     attention_layers: int = Field(2, ge=1, description="pluralllm: layers of the transformer.")
-    attention_width: Literal[32, 64, 128, 256] = Field(32, description="pluralllm: width of its tokens, of 4 heads.")
+    attention_width: Literal[32, 64, 128, 256] = Field(64, description="pluralllm: width of its tokens, of 4 heads.")
+    attention_rounds: int = Field(
+        900, ge=1, description="pluralllm: rounds, in the place of federation.rounds, of which it needs more."
+    )
     second_hop: float = Field(0.5, ge=0, le=1, description="gumbel-mpnn: share of the second hop in the weights.")
 
     @field_validator("name")
@@ -650,9 +653,10 @@ class ExperimentConfig(Section):
         """The configuration with which the method `name` is trained.
 
         For `LAPLACE_METHODS` the section laplace has taken the place of what the section federation says about rounds
-        and optimisers. For a method that trains the language model, the section lora, with its defaults filled in, has
-        taken the place of what the section federation says about steps and optimisers, and clients train one after
-        another. Calling it twice changes nothing more.
+        and optimisers; for `pluralllm`, `method.attention_rounds` that of its rounds. For a method that trains the
+        language model, the section lora, with its defaults filled in, has taken the place of what the section
+        federation says about steps and optimisers, and clients train one after another. Calling it twice changes
+        nothing more.
         """
         config = self.model_copy(update={"method": self.method.model_copy(update={"name": name})})
         if name in LAPLACE_METHODS:
@@ -661,6 +665,9 @@ class ExperimentConfig(Section):
                 "server_learning_rate": self.laplace.learning_rate,
             }
             own |= {"server_optimizer": "adam", "server_decay": 1.0, "server_weight_decay": 0.0, "local_steps": 1}
+            return config.model_copy(update={"federation": config.federation.model_copy(update=own)})
+        if name == "pluralllm":
+            own = {"rounds": self.method.attention_rounds}
             return config.model_copy(update={"federation": config.federation.model_copy(update=own)})
         if not config.trains_language_model:
             return config

@@ -19,7 +19,7 @@ KINDS = ("choice", "vote", "rating")
 
 
 def small(**overrides: Any) -> ExperimentConfig:
-    return settings(method__attention_layers=1, **overrides)
+    return settings(method__attention_layers=1, method__attention_width=32, **overrides)
 
 
 def moved(prepared: Prepared) -> InContextPredictor:
@@ -83,7 +83,7 @@ def test_targets_never_see_their_labels() -> None:
 
 @pytest.mark.parametrize("kinds", [KINDS, ("vote",), None])
 def test_the_cohorts_step_is_the_clients_mean_step(kinds: tuple[str, ...] | None) -> None:
-    config = small(model__feature_dropout=0.3, federation__local_optimizer="sgd", federation__learning_rate=0.1)
+    config = small()
     prepared = world(config, ragged=True) if kinds is None else people_world(config, kinds=kinds, ragged=True)
     method = method_of(prepared, "pluralllm")
     loop = config.model_copy(update={"federation": config.federation.model_copy(update={"engine": "loop"})})
@@ -97,9 +97,8 @@ def test_the_cohorts_step_is_the_clients_mean_step(kinds: tuple[str, ...] | None
 @pytest.mark.parametrize("kinds", [("vote",), None])
 def test_it_tells_opposite_groups_apart_in_context(kinds: tuple[str, ...] | None) -> None:
     config = small(
-        data__pairs_per_client=20, federation__clients=12, federation__sampled_clients=12, federation__rounds=60,
-        federation__local_steps=1, federation__local_optimizer="sgd", federation__learning_rate=0.1,
-        federation__server_optimizer="adam", federation__server_learning_rate=0.01, federation__dtype="float32",
+        data__pairs_per_client=20, federation__clients=12, federation__sampled_clients=12, method__attention_rounds=60,
+        federation__server_optimizer="adam", federation__server_learning_rate=0.003, federation__dtype="float32",
         federation__unseen_clients=12,
     )  # fmt: skip
     run = run_method(world(config) if kinds is None else people_world(config, kinds=kinds), "pluralllm")

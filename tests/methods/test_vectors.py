@@ -32,6 +32,7 @@ LEARNABLE: dict[str, Any] = {
     "method__bases": 2,
     "method__ideal_points": 2,
     "method__ridge": 0.3,
+    "method__inner_rate": 1.0,
 }
 
 

@@ -18,7 +18,7 @@ GUESSES: Mapping[str, tuple[float, float]] = {
     "fedbt": (1.0, 0.015),
     "fedbiscuit": (2.0, 0.05),
     "fedpdpo": (10.0, 0.02),
-    "pluralllm": (20.0, 0.05),
+    "pluralllm": (20.0, 0.02),
     "votes-mean": (1.0, 0.02),
     "local": (15.0, 0.0),
     "feddpo": (1500.0, 900.0),

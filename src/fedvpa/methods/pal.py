@@ -25,7 +25,7 @@ from fedvpa.variational.selector import Sizes, Theta, embed, init_theta
 POINTS, MAP, SHARES = "prototypes", "map.weight", "shares"
 DIM = 16
 """Dimensions of the space of items and people."""
-RIDGE = 1.0
+RIDGE = 0.3
 """Of a person's t_i; chosen on validation people."""
 STEPS, RATE = 40, 0.3
 """Adam's steps from the average person to a person's weights."""

@@ -37,7 +37,7 @@ from fedvpa.variational.encoder import linear
 from fedvpa.variational.selector import Theta
 
 HEADS = 4
-POWER = 1.0
+POWER = 2.0
 """A context has the share u^POWER of a client's judgements, u uniform: most contexts are small, and many empty."""
 NOWHERE = -1e9
 """Attention score of a token that is not there; finite, so that an empty context gives no NaN."""
@@ -59,6 +59,7 @@ class PluralLLM(OneStep):
     """Inference `none`; the context is all that is known of a person."""
 
     name: ClassVar[str] = "pluralllm"
+    rate: ClassVar[float] = 3.0
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
