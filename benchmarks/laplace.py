@@ -5,7 +5,8 @@ Both methods train with their default settings, on the same people, items and ju
 them. Rounds are those of the second half of a training: all parts of fedvpa-gp on, all components of the mixture there.
 The methods take turns, so that other load hits both; figures are medians of wall time. Features are random, with four
 groups of people that follow linear rules; the posteriors are those of a selector that was trained on such people for a
-moment, as the number of Newton steps depends on it.
+moment, as the number of Newton steps depends on it; it has the components that were left in the end, and the tables
+of growth have as many as they say.
 
 The roofline is that of `rounds.py`, measured in the same run: operations of all products (the network, forward and
 backward, and the posteriors' design matrices, counted from their shapes) and of the Cholesky factors, at the best rate
@@ -64,7 +65,7 @@ class Size(NamedTuple):
     people: int = 1000
     answers: int = 16
     components: int = 8
-    dim: int = 33
+    dim: int = 17
 
 
 GROWTH = (
@@ -118,12 +119,19 @@ def configuration(method: str, people: int, count: int | None = None) -> Experim
 
 
 @cache
-def trained(name: str) -> TrainingState:
-    """A selector of fedvpa-laplace after a short training."""
+def training(name: str) -> tuple[TrainingState, TrainingState]:
+    """A short training of fedvpa-laplace: before its last round, with all components, and after it, with the used."""
     config = configuration("fedvpa-laplace", TRAINED_PEOPLE, TRAINED_ROUNDS)
     method = FedVPALaplace(Setup(config, FEATURES, TRAINED_PEOPLE, GROUPS))
+    states: list[TrainingState] = []
     with torch.enable_grad():
-        return rounds.train(method, config, world(name, TRAINED_PEOPLE))
+        rounds.train(method, config, world(name, TRAINED_PEOPLE), callback=lambda _, now: states.append(now))
+    return states[-2], states[-1]
+
+
+def trained(name: str) -> TrainingState:
+    """The selector of the short training."""
+    return training(name)[1]
 
 
 # A round -------------------------------------------------------------------------------------------------------------
@@ -141,7 +149,7 @@ class Training:
         """In the second half of a training."""
         if self.method == "fedvpa-gp":
             return engine.Bench(self.people, FEATURES).state()
-        state = trained(self.world)
+        state = training(self.world)[0]
         server = replace(state.server, round=200, labels=torch.full((self.people,), -1))
         return replace(state, server=server)
 
@@ -184,7 +192,7 @@ def least(name: str, people: int) -> dict[str, float]:
     with FlopCounterMode(display=False) as counter:
         Training("fedvpa-laplace", name, people).round()()
     torch.set_num_threads(threads)
-    server = trained(name).server
+    server = training(name)[0].server
     components, dim = server.centroids.shape
     factors = 2 * people * components  # with and without dropout
     moved = 2 * 4 * factors * dim**2

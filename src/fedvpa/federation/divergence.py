@@ -15,7 +15,7 @@ from fedvpa.methods.base import ServerState
 LARGEST = 1e6
 """No method's loss, a mean over pairs or judgements in nats, is near this while it learns."""
 GROWTH = 1e5
-"""How many times the first round's loss (or 1, if that is more) a loss may be."""
+"""How many times the first round's loss (or 1, if that is more) a loss may be; some that train come to a thousand."""
 
 
 class Divergence:
