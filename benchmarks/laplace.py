@@ -294,7 +294,10 @@ def measure(sizes: list[int], repeats: int, memory: bool) -> dict[str, Any]:
     grown = {size: in_own_process(",".join(["infer", *map(str, size)])) for size in dict.fromkeys(cases)}
     machine = {"gemm_rate": rate, "bandwidth": stream}
     result = {"machine": machine, "environment": environment(), "rounds": found, "alone_ms": one, "per_second": many}
+    components, dim = trained("16 choices").server.centroids.shape
     return result | {
+        "components": components,
+        "dim": dim,
         "batch": BATCH,
         "growth": [{"of": field} | grown[Size()._replace(**{field: v})] for field, vs in GROWTH for v in vs if memory],
         "targets": targets(found, one, many),

@@ -68,7 +68,8 @@ def page(result: dict[str, Any]) -> str:
         f"GEMM {rates['gemm_rate'] / 1e9:.0f} GFLOP/s, memory {rates['bandwidth'] / 1e9:.1f} GB/s.",
         "",
         "Defaults of both methods, 576 random features per item; everybody takes part in the round. Inferences are "
-        "those of new people from 16 choices unless a table says otherwise, with 8 components in 33 dimensions. "
+        "those of new people from 16 choices unless a table says otherwise, with the "
+        f"{result['components']} components that training left, in {result['dim']} dimensions. "
         "MiB of a round: peak of a process; of an inference: what it adds to one.",
     ]
     for title, columns, rows in tables(result):
