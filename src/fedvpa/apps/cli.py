@@ -271,7 +271,7 @@ def demo(
     overrides: Overrides = None,
     methods: Annotated[
         str, typer.Option(help="Methods, with commas between, besides fedbt and fedvpa-laplace.")
-    ] = "fedvpa-gp",
+    ] = "lore",
     out: Out = None,
     overwrite: Overwrite = False,
     as_json: Json = None,
