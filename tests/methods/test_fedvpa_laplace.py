@@ -149,7 +149,7 @@ def test_the_step_is_the_gradient_of_the_loss(kinds: str, error: float) -> None:
     scene = Scene(kinds, laplace__error=error, laplace__dropout=0.3)
     method, download, batch = scene.method, scene.download, scene.batch
     received = dict(download.theta)
-    _, q, seen = method.losses(received, download, batch, batch.items, scene.noise)
+    _, q, seen = method.losses(received, download, batch, scene.noise)
     step = {k: v[0] - received[k] for k, v in scene.cohort().theta.items()}
     share = batch.counts / batch.counts.sum()
 

@@ -155,7 +155,7 @@ class FedVPALaplace:
         return min(4.0, max(1.0, judged / FEW) ** 0.5)
 
     def usual_calibration(self, state: ServerState) -> Calibration:
-        """What calibrations were on average where there was much to fit them on (docs/research.md).
+        """What holds where there is little to fit a calibration on: what was best for new texts (docs/research.md).
 
         Where people only rated, a difference of scores is in units of ratings, and the better rated of two texts is
         the one with the higher score up to the noise of two ratings.
@@ -197,7 +197,7 @@ class FedVPALaplace:
     def cohort_update(self, download: Download, batch: JudgementBatch, noise: LocalNoise) -> Upload:
         """The sums of `client_update` over the batch's clients, as the upload of one: each item is embedded once."""
         theta = {k: v.clone().requires_grad_(k not in FIXED) for k, v in download.theta.items()}
-        loss, q, seen = self.losses(theta, download, batch, batch.items, noise)
+        loss, q, seen = self.losses(theta, download, batch, noise)
         share = batch.counts.to(loss.dtype) / batch.counts.sum()
         changed = self.stepped(theta, (share * loss).sum())
         sums = self.sums(download, batch, q, seen)
@@ -235,12 +235,12 @@ class FedVPALaplace:
         """The i-th client's parameters, sums and metrics, from its own items only."""
         mine = batch.client(i)
         theta = {k: v.clone().requires_grad_(k not in FIXED) for k, v in download.theta.items()}
-        loss, q, seen = self.losses(theta, download, mine, mine.items, LocalNoise(*(t[i : i + 1] for t in noise)))
+        loss, q, seen = self.losses(theta, download, mine, LocalNoise(*(t[i : i + 1] for t in noise)))
         sums, metrics = self.sums(download, mine, q, seen), self.metrics(loss.detach(), q, download)
         return self.stepped(theta, loss.sum()), sums, metrics
 
     def losses(
-        self, theta: Theta, download: Download, batch: JudgementBatch, items: Tensor, noise: LocalNoise
+        self, theta: Theta, download: Download, batch: JudgementBatch, noise: LocalNoise
     ) -> tuple[Tensor, Posterior, Observations]:
         """-(1/S) sum_s mean_i log p(y_i | z_s) of each client, z_s from q under the received theta without gradient.
 
@@ -251,11 +251,11 @@ class FedVPALaplace:
         """
         likelihood, normal = noise_of(theta), noise.normal[:, 0]
         prior = Prior(download.shares.log(), download.means, download.variances)
-        kept = kept_features(self.config, download.round, self.l.dropout, items)
+        kept = kept_features(self.config, download.round, self.l.dropout, batch.items)
         judged = Judged(*batch[2:7])
-        dropped = observations(*project(theta, items * kept), judged)
+        dropped = observations(*project(theta, batch.items * kept), judged)
         with torch.no_grad():
-            seen = observations(*project(theta, items), judged)
+            seen = observations(*project(theta, batch.items), judged)
             q = laplace.infer(seen, prior, likelihood, TRAINING_STEPS)
             z = laplace.sample(q, torch.special.ndtr(normal[..., -1]), normal[..., :-1])
         score = dropped.offset.unsqueeze(-2) + z @ dropped.slope.mT
